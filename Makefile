@@ -1,0 +1,16 @@
+.PHONY: test quickstart options format dist
+
+test:            ## environment if missing, ruff, pytest with coverage
+	bash scripts/test.sh
+
+quickstart:      ## train three small teachers, the aggregator and a student
+	bash scripts/quickstart.sh
+
+options:         ## write options/ from the templates
+	python scripts/make_options.py
+
+format:
+	ruff format . && ruff check --fix .
+
+dist:            ## wheel and sdist
+	python -m build --no-isolation

@@ -1,0 +1,15 @@
+"""BasicSR's trainer with this plugin registered: ``python basicsr/train.py -opt options/train_mtkd_x4.yml``."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import mtkd  # noqa: F401  registers the plugin and mends upstream before it is imported
+
+# isort: split
+from basicsr.train import train_pipeline
+
+if __name__ == '__main__':
+    train_pipeline(str(ROOT))

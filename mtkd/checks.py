@@ -1,0 +1,166 @@
+"""Checks of an option file that need no network: pure functions that raise before anything is built or written."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+NUMBER_IN_A_STRING = re.compile(r'[+-]?\d+(\.\d*)?[eE][+-]?\d+')
+OUR_TOP_LEVEL_KEYS = ('teachers', 'aggregator', 'network_g', 'plugin', 'datasets', 'train', 'val', 'path', 'logger')
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'? `` for the best match among ``known``, or an empty string."""
+    matches = difflib.get_close_matches(str(name), [str(key) for key in known], n=1, cutoff=0.5)
+    return f"did you mean '{matches[0]}'? " if matches else ''
+
+
+def require_known_keys(section: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Raise ValueError when ``section`` is no mapping or has a key that is not ``known``; names the nearest match."""
+    if not isinstance(section, Mapping):
+        raise ValueError(f'{where} should be a mapping with keys among {", ".join(known)}; it is {section!r}')
+    for key in section:
+        if key not in known:
+            raise ValueError(f"unknown key '{key}' in {where}: {nearest(key, known)}Known keys: {', '.join(known)}")
+
+
+def require_keys(section: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Raise ValueError naming the first of ``keys`` that ``section`` lacks."""
+    for key in keys:
+        if key not in section:
+            raise ValueError(f"{where} lacks the key '{key}'")
+
+
+def lookup(registry: Any, name: Any, where: str) -> Any:
+    """The object of a BasicSR registry, or a ValueError that names the nearest and all registered names."""
+    if name is None or name not in registry:
+        names = sorted(registry.keys())
+        raise ValueError(f"{where}: unknown type '{name}': {nearest(name, names)}Registered: {', '.join(names)}")
+    return registry.get(name)
+
+
+def require_known_arguments(constructor: Any, arguments: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError for a key that ``constructor`` does not name, also where its ``**kwargs`` would swallow it.
+
+    An argument without a near match is let through to a constructor with ``**kwargs``: it may well be read there.
+    """
+    parameters = inspect.signature(constructor).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    known = [name for name, parameter in parameters.items() if parameter.kind not in (VAR_POSITIONAL, VAR_KEYWORD)]
+    for key in arguments:
+        if key not in known and (VAR_KEYWORD not in kinds or nearest(key, known)):
+            raise ValueError(f"unknown key '{key}' in {where}: {nearest(key, known)}Known keys: {', '.join(known)}")
+
+
+VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
+def build(registry: Any, opt: Mapping[str, Any], where: str) -> Any:
+    """Build what ``opt`` (``type`` and constructor arguments) describes, with errors that name ``where`` it stands."""
+    if not isinstance(opt, Mapping) or 'type' not in opt:
+        raise ValueError(f"{where} should be a mapping with the key 'type'; it is {opt!r}")
+    constructor = lookup(registry, opt['type'], f'{where}.type')
+    arguments = {key: value for key, value in opt.items() if key != 'type'}
+    require_known_arguments(constructor, arguments, where)
+    try:
+        return constructor(**arguments)
+    except TypeError as error:  # a missing argument
+        raise ValueError(f'{where}: {error}') from error
+
+
+def _leaves(opt: Any, where: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(opt, Mapping):
+        for key, value in opt.items():
+            yield from _leaves(value, f'{where}.{key}' if where else str(key))
+    elif isinstance(opt, list | tuple):
+        for index, value in enumerate(opt):
+            yield from _leaves(value, f'{where}.{index}')
+    else:
+        yield where, opt
+
+
+def refuse_numbers_in_strings(opt: Mapping[str, Any]) -> None:
+    """Raise ValueError where YAML 1.1 read a number such as ``1e-4`` as a string."""
+    for where, value in _leaves(opt):
+        if isinstance(value, str) and NUMBER_IN_A_STRING.fullmatch(value) and where != 'name':
+            number = positional(float(value))
+            raise ValueError(
+                f"{where} is the string '{value}', not a number: YAML 1.1 wants {number} or !!float {value}"
+            )
+
+
+def positional(number: float) -> str:
+    """``number`` in positional notation: 0.0001, not 1e-04."""
+    return f'{number:.20f}'.rstrip('0').rstrip('.') if abs(number) < 1 else f'{number:.1f}'
+
+
+def check_top_level(opt: Mapping[str, Any]) -> None:
+    """Raise ValueError for a top-level or training key that is nearly one of ours, such as ``teacher:``."""
+    for section, ours, where in ((opt, OUR_TOP_LEVEL_KEYS, 'the option file'), (opt.get('train'), TRAIN_KEYS, 'train')):
+        for key in section or ():
+            close = difflib.get_close_matches(str(key), ours, n=1, cutoff=0.8)
+            if close and key not in ours and key not in KNOWN_ELSEWHERE:
+                raise ValueError(f"unknown key '{key}' in {where}: did you mean '{close[0]}'?")
+
+
+TRAIN_KEYS = ('distill', 'pixel_opt', 'perceptual_opt', 'optim_g', 'optim_distill', 'scheduler', 'total_iter')
+KNOWN_ELSEWHERE = ('network_d', 'optim_d', 'gan_opt')
+
+
+def check_datasets(opt: Mapping[str, Any]) -> None:
+    """Raise FileNotFoundError or ValueError for data roots that are missing, empty, of different keys or too few."""
+    scale = opt.get('scale')
+    for phase, dataset in opt['datasets'].items():
+        where = f'datasets.{phase}'
+        if dataset.get('dataroot_gt') is None or dataset.get('dataroot_lq') is None:
+            continue
+        lmdb = dataset.get('io_backend', {}).get('type') == 'lmdb'
+        gt, lq = (_keys(Path(dataset[root]), lmdb, f'{where}.{root}') for root in ('dataroot_gt', 'dataroot_lq'))
+        if lmdb and gt != lq:
+            only_gt, only_lq = sorted(gt - lq)[:3], sorted(lq - gt)[:3]
+            raise ValueError(f'{where}: GT and LQ hold different keys; only in GT: {only_gt}; only in LQ: {only_lq}')
+        if len(gt) != len(lq) and not dataset.get('meta_info_file'):
+            raise ValueError(f'{where}: {len(gt)} GT images, but {len(lq)} LQ images')
+        if phase == 'train':
+            _check_train_size(dataset, len(gt), scale, where)
+            if lmdb:
+                _check_patch_fits(Path(dataset['dataroot_gt']), dataset['gt_size'], where)
+
+
+def _check_train_size(dataset: Mapping[str, Any], images: int, scale: int | None, where: str) -> None:
+    batch = dataset['batch_size_per_gpu']
+    enlarged = images * dataset.get('dataset_enlarge_ratio', 1)
+    if enlarged < batch:
+        raise ValueError(
+            f'{where}: {images} images x dataset_enlarge_ratio make {enlarged} samples, fewer than one batch of {batch}'
+        )
+    if scale and dataset['gt_size'] % scale:
+        raise ValueError(f'{where}.gt_size {dataset["gt_size"]} is not a multiple of the scale {scale}')
+
+
+def _check_patch_fits(root: Path, gt_size: int, where: str) -> None:
+    # lines of meta_info.txt: key.png (height,width,channels) compression_level
+    lines = re.findall(r'^(.+?)\.\w+ \((\d+),(\d+),\d+\)', (root / 'meta_info.txt').read_text(), flags=re.MULTILINE)
+    small = [f'{key} ({height} x {width})' for key, height, width in lines if min(int(height), int(width)) < gt_size]
+    if small:
+        raise ValueError(
+            f'{where}: {len(small)} of {len(lines)} images are smaller than gt_size {gt_size}, such as '
+            f'{", ".join(small[:3])}: lower gt_size or leave them out'
+        )
+
+
+def _keys(root: Path, lmdb: bool, where: str) -> set[str]:
+    if lmdb and root.suffix != '.lmdb':
+        raise ValueError(f'{where}: an LMDB folder must end in .lmdb: {root}')
+    listing = root / 'meta_info.txt' if lmdb else root
+    if not listing.exists():
+        raise FileNotFoundError(f'{where}: no such {"LMDB (no meta_info.txt)" if lmdb else "folder"}: {root}')
+    if lmdb:
+        keys = {line.split('.')[0] for line in listing.read_text().splitlines() if line.strip()}
+    else:
+        keys = {path.name for path in root.iterdir() if path.is_file() and not path.name.startswith('.')}
+    if not keys:
+        raise ValueError(f'{where}: the dataset is empty: {root}')
+    return keys

@@ -1,0 +1,227 @@
+"""Mends for the faults of BasicSR that stop this plugin's users: one function per fault, applied on ``import mtkd``.
+
+Every function may run more than once and does nothing where the fault is gone. "Ends with" names the release that makes
+the function needless. BasicSR's release 1.4.2 (PyPI) and its GitHub master are meant unless one is named.
+"""
+
+import functools
+import importlib
+import importlib.resources
+import importlib.util
+import random
+import re
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+Options = MutableMapping[str, Any]
+
+
+def apply() -> None:
+    """Apply every mend below, in order."""
+    restore_functional_tensor()
+    import_wavelets_without_pkg_resources()
+    accept_local_rank_with_a_dash()
+    resume_on_cpu_and_from_the_experiment()
+    check_options_before_writing()
+    distribute_on_cpu()
+    seed_workers_anew_each_epoch()
+
+
+def restore_functional_tensor() -> None:
+    """``import basicsr`` fails on torchvision >= 0.17, which dropped ``transforms.functional_tensor``.
+
+    Upstream: issues 533 and 663, mended on master. Ends with the first release after 1.4.2.
+    """
+    name = 'torchvision.transforms.functional_tensor'
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return
+    from torchvision.transforms import functional
+
+    module = types.ModuleType(name)
+    module.rgb_to_grayscale = functional.rgb_to_grayscale
+    sys.modules[name] = module
+
+
+def import_wavelets_without_pkg_resources() -> None:
+    """pytorch-wavelets reads its tables by ``pkg_resources``, which setuptools >= 81 no longer has and 67 warns about.
+
+    A stand-in serves while it is imported. Upstream: fbcotter/pytorch_wavelets has no release after 1.3.0.
+    """
+    if 'pytorch_wavelets' in sys.modules:
+        return
+    stand_in = types.ModuleType('pkg_resources')
+    stand_in.resource_stream = lambda package, name: importlib.resources.files(package).joinpath(name).open('rb')
+    real = sys.modules.get('pkg_resources')
+    sys.modules['pkg_resources'] = stand_in
+    try:
+        importlib.import_module('pytorch_wavelets')
+    finally:
+        del sys.modules['pkg_resources']
+        if real is not None:
+            sys.modules['pkg_resources'] = real
+
+
+def accept_local_rank_with_a_dash() -> None:
+    """``torch.distributed.launch`` of torch 2 passes ``--local-rank``; BasicSR's parser knows only ``--local_rank``.
+
+    Upstream: issue 626, open. Works in this project's launchers only, since elsewhere the command line is parsed
+    before the option file is read; there, ``torchrun`` avoids the fault.
+    """
+    sys.argv[:] = [re.sub(r'^--local-rank(?==|$)', '--local_rank', argument) for argument in sys.argv]
+
+
+def resume_on_cpu_and_from_the_experiment() -> None:
+    """Resuming calls ``torch.cuda.current_device()`` on machines without CUDA, and ``--auto_resume`` looks in the
+    working directory instead of the root path: it then finds nothing and moves the run to an archive.
+
+    No upstream issue names the cause (679 asks for help with the symptom). See :func:`load_resume_state`.
+    """
+    for module in _pipelines('train_pipeline'):
+        module.load_resume_state = load_resume_state
+
+
+def load_resume_state(opt: Options) -> dict[str, Any] | None:
+    """Stands in for BasicSR's function of this name; the state comes back on the CPU, read without running code.
+
+    With ``auto_resume`` the newest state of the experiment is taken whose files are all whole; a broken one is skipped
+    with a warning that names it.
+    """
+    from basicsr.utils import check_resume
+
+    path = _newest_whole_state(opt) if opt.get('auto_resume') else opt['path'].get('resume_state')
+    state = None
+    if path is not None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'path.resume_state: no such file: {path}')
+        opt['path']['resume_state'] = str(path)
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        check_resume(opt, state['iter'])
+    _check(opt)
+    return state
+
+
+def _newest_whole_state(opt: Options) -> Path | None:
+    states = Path(opt['path']['training_states'])
+    for path in sorted(states.glob('*.state'), key=lambda path: float(path.stem), reverse=True):
+        broken = _first_broken([path, *Path(opt['path']['models']).glob(f'*_{path.stem}.pth')])
+        missing = [name for name in _network_files(opt, path.stem) if not name.is_file()]
+        if broken is None and not missing:
+            return path
+        warnings.warn(f'auto_resume skips {path}: {broken or missing[0]} is missing or cut short', stacklevel=2)
+    return None
+
+
+def _network_files(opt: Options, iteration: str) -> list[Path]:
+    names = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
+    return [Path(opt['path']['models']) / f'net_{name}_{iteration}.pth' for name in names]
+
+
+def _first_broken(paths: list[Path]) -> Path | None:
+    for path in paths:
+        try:
+            torch.load(path, map_location='meta', weights_only=True)
+        except Exception:  # whatever is wrong with the file, it cannot be resumed from
+            return path
+    return None
+
+
+def check_options_before_writing() -> None:
+    """BasicSR makes the experiment's folders, and archives an older run of that name, before it looks at the options.
+
+    Models that have a ``check_options(opt)`` of their own get it called first. No upstream issue.
+    """
+    for module in _pipelines('train_pipeline', 'test_pipeline'):
+        module.make_exp_dirs = _checked_first(module.make_exp_dirs)
+
+
+def _checked_first(make_exp_dirs: Callable[[Options], None]) -> Callable[[Options], None]:
+    if hasattr(make_exp_dirs, 'checks_first'):
+        return make_exp_dirs
+
+    @functools.wraps(make_exp_dirs)
+    def checked(opt: Options) -> None:
+        if not opt['is_train']:  # a training run was checked when its resume state was looked for
+            _check(opt)
+        make_exp_dirs(opt)
+
+    checked.checks_first = True
+    return checked
+
+
+def _check(opt: Options) -> None:
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    from mtkd.checks import lookup
+
+    if 'plugin' in opt or 'teachers' in opt:
+        lookup(MODEL_REGISTRY, opt.get('model_type'), 'model_type')
+    if opt.get('model_type') in MODEL_REGISTRY:
+        check = getattr(MODEL_REGISTRY.get(opt['model_type']), 'check_options', None)
+        if check is not None:
+            check(opt)
+
+
+def distribute_on_cpu() -> None:
+    """``--launcher pytorch`` needs NCCL and a GPU; without CUDA, gloo serves. No upstream issue."""
+    import basicsr.utils.dist_util
+    import basicsr.utils.options
+    from basicsr.models.base_model import BaseModel
+
+    if not hasattr(BaseModel.model_to_device, 'serves_cpu'):
+        BaseModel.model_to_device = _model_to_any_device(BaseModel.model_to_device)
+        init_dist = _init_dist_anywhere(basicsr.utils.dist_util.init_dist)
+        basicsr.utils.dist_util.init_dist = basicsr.utils.options.init_dist = init_dist
+
+
+def _init_dist_anywhere(upstream: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(upstream)
+    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
+        if torch.cuda.is_available() or launcher != 'pytorch':
+            upstream(launcher, backend, **kwargs)
+        else:
+            torch.distributed.init_process_group('gloo')
+
+    return init_dist
+
+
+def _model_to_any_device(upstream: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+    @functools.wraps(upstream)
+    def model_to_device(self: Any, net: torch.nn.Module) -> torch.nn.Module:
+        if not self.opt['dist'] or self.device.type != 'cpu':
+            return upstream(self, net)
+        unused = self.opt.get('find_unused_parameters', False)
+        return DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
+
+    model_to_device.serves_cpu = True
+    return model_to_device
+
+
+def seed_workers_anew_each_epoch() -> None:
+    """Loader workers get one seed for all epochs, so every image is cropped alike in every epoch. No upstream issue."""
+    import basicsr.data
+
+    basicsr.data.worker_init_fn = worker_init_fn
+
+
+def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
+    """Seed NumPy and Python in a loader worker from torch's seed, which the loader draws anew for every epoch."""
+    worker_seed = (torch.initial_seed() + num_workers * rank + seed) % 2**32
+    np.random.seed(worker_seed)  # noqa: NPY002  BasicSR's augmentation uses the global generators
+    random.seed(worker_seed)
+
+
+def _pipelines(*names: str) -> Iterator[types.ModuleType]:
+    """BasicSR's train and test modules; also the script being run, where that is BasicSR's own."""
+    import basicsr  # noqa: F401  imports basicsr.train and basicsr.test
+
+    for module in ('basicsr.train', 'basicsr.test', '__main__'):
+        if any(hasattr(sys.modules.get(module), name) for name in names):
+            yield sys.modules[module]

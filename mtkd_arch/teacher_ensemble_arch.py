@@ -1,0 +1,159 @@
+"""The teachers of multi-teacher distillation and the target they agree on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from mtkd.checks import build, nearest, require_keys, require_known_keys
+from mtkd_arch.frozen_network import FrozenNetwork
+from mtkd_arch.weights import load_weights, read_metadata, read_weights
+
+RUN_KEYS = ('precision', 'channels_last', 'compile')
+TEACHER_KEYS = ('network', 'path', 'param_key', 'strict', 'window', *RUN_KEYS)
+AGGREGATOR_KEYS = ('network', 'inputs', 'path', 'param_key', 'strict', *RUN_KEYS)
+
+
+@ARCH_REGISTRY.register()
+class TeacherEnsemble(nn.Module):
+    """Named frozen teachers and, optionally, the aggregator that merges their outputs into one target.
+
+    Multi-teacher knowledge distillation (Jiang et al., ECCV 2024, https://arxiv.org/abs/2404.09571), stage 2: the
+    aggregator D(T_1(x), ..., T_N(x)) teaches the student. Without one the target is the mean of the teachers.
+
+    Args:
+        teachers: per name a mapping with ``network`` (a BasicSR network option), ``path`` and, optionally,
+            ``param_key``, ``strict`` (default true), ``window`` (pad to its multiple; default the network's
+            ``window_size``), ``precision`` (fp32, bf16, fp16), ``channels_last`` and ``compile``.
+        scale: upsampling factor of every teacher.
+        aggregator: like a teacher, plus ``inputs``, the names of the teachers in the order of its input channels,
+            which is compared with the order stored in its checkpoint.
+        random_weights: allow ``path: null``; for benchmarks and tests.
+
+    Raises ValueError or FileNotFoundError, naming the option, for anything that does not fit.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Mapping[str, Any]],
+        scale: int,
+        aggregator: Mapping[str, Any] | None = None,
+        random_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(teachers, Mapping) or not teachers:
+            raise ValueError(f'teachers should be a mapping of at least one named teacher; it is {teachers!r}')
+        self.scale = scale
+        self.networks = nn.ModuleDict()
+        for name, opt in teachers.items():
+            _check_name(name)
+            self.networks[name] = _build_teacher(opt, scale, f'teachers.{name}', random_weights)
+        self.inputs = _inputs((aggregator or {}).get('inputs'), list(teachers))
+        self.aggregator = None
+        if aggregator and 'network' in aggregator:
+            self.aggregator = _build_aggregator(aggregator, self.inputs, random_weights)
+
+    def run_teacher(self, name: str, lq: Tensor) -> Tensor:
+        """Output of one teacher for ``lq`` (B, 3, H, W): (B, 3, scale * H, scale * W)."""
+        output = self.networks[name](lq, self.scale)
+        expected = (*lq.shape[:2], lq.shape[2] * self.scale, lq.shape[3] * self.scale)
+        if output.shape != expected:
+            raise ValueError(
+                f"teacher '{name}' turns {tuple(lq.shape)} into {tuple(output.shape)}, "
+                f'but scale {self.scale} asks for {expected}'
+            )
+        return output
+
+    def stack(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """The aggregator's input: teachers in the order of ``inputs``, (B, 3 * N, scale * H, scale * W)."""
+        return torch.cat([outputs[name] for name in self.inputs], dim=1)
+
+    @torch.no_grad()
+    def forward(self, lq: Tensor) -> dict[str, Tensor]:
+        """``lq`` (B, 3, H, W), RGB in [0, 1], to each teacher's output and ``target``: (B, 3, sH, sW), unclamped."""
+        outputs = {name: self.run_teacher(name, lq) for name in self.networks}
+        if self.aggregator is not None:
+            target = self.aggregator(self.stack(outputs))
+        else:
+            target = torch.stack([outputs[name] for name in self.inputs]).mean(dim=0)
+        return {**outputs, 'target': target}
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or name == 'target':
+        raise ValueError(f"teachers: the name {name!r} will not do: letters, digits and '_' please, and not 'target'")
+
+
+def window_of(network: Mapping[str, Any]) -> int:
+    """The multiple to which a network of this option wants its input padded: its ``window_size``, else 1."""
+    return int(network.get('window_size', 1))
+
+
+def _build_teacher(opt: Mapping[str, Any], scale: int, where: str, random_weights: bool) -> FrozenNetwork:
+    require_known_keys(opt, TEACHER_KEYS, where)
+    require_keys(opt, ('network', 'path'), where)
+    upscale = opt['network'].get('upscale', scale) if isinstance(opt['network'], Mapping) else scale
+    if upscale != scale:
+        raise ValueError(f'{where}.network.upscale is {upscale}, but scale is {scale}: a teacher of another scale')
+    window = opt.get('window', window_of(opt['network']))
+    return _frozen(_build_loaded(opt, where, random_weights), opt, window)
+
+
+def _build_aggregator(opt: Mapping[str, Any], inputs: Sequence[str], random_weights: bool) -> FrozenNetwork:
+    require_known_keys(opt, AGGREGATOR_KEYS, 'aggregator')
+    require_keys(opt, ('network', 'inputs', 'path'), 'aggregator')
+    check_input_channels(opt['network'], inputs, 'aggregator.network')
+    network = _build_loaded(opt, 'aggregator', random_weights)
+    if opt['path'] is not None:
+        _check_order(opt['path'], inputs)
+    return _frozen(network, opt, window=1)  # the aggregator pads by itself
+
+
+def check_input_channels(network: Mapping[str, Any], inputs: Sequence[str], where: str) -> None:
+    """Raise ValueError unless ``in_chans`` is three per input."""
+    channels = network.get('in_chans', 3 * len(inputs))
+    if channels != 3 * len(inputs):
+        raise ValueError(f'{where}.in_chans is {channels}; {len(inputs)} inputs of RGB make {3 * len(inputs)}')
+
+
+def _build_loaded(opt: Mapping[str, Any], where: str, random_weights: bool) -> nn.Module:
+    network = build(ARCH_REGISTRY, opt['network'], f'{where}.network')
+    if opt['path'] is None:
+        if not random_weights:
+            raise ValueError(f'{where}.path is empty: it should name a file of trained weights')
+        return network
+    try:
+        weights = read_weights(opt['path'], opt.get('param_key'))
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f'{where}.path: {error}') from error
+    load_weights(network, weights, opt.get('strict', True), f'{where}.path {opt["path"]}')
+    return network
+
+
+def _frozen(network: nn.Module, opt: Mapping[str, Any], window: int) -> FrozenNetwork:
+    return FrozenNetwork(network, window, **{key: opt[key] for key in RUN_KEYS if key in opt})
+
+
+def _inputs(inputs: Sequence[str] | None, teachers: list[str]) -> tuple[str, ...]:
+    inputs = tuple(inputs or teachers)
+    for name in inputs:
+        if name not in teachers:
+            raise ValueError(
+                f"aggregator.inputs: no teacher '{name}': {nearest(name, teachers)}Teachers: {', '.join(teachers)}"
+            )
+    if len(set(inputs)) != len(inputs):
+        raise ValueError(f'aggregator.inputs names a teacher twice: {list(inputs)}')
+    return inputs
+
+
+def _check_order(path: str, inputs: Sequence[str]) -> None:
+    stored = read_metadata(path).get('inputs')
+    if stored is None:
+        get_root_logger().warning(f'{path} does not say in which order its teachers were; taking {list(inputs)}.')
+    elif list(stored) != list(inputs):
+        raise ValueError(
+            f'aggregator.inputs is {list(inputs)}, but {path} was trained with {list(stored)}: give them in this order'
+        )

@@ -1,0 +1,6 @@
+"""Loss maths: a pure function and a thin registered module per file."""
+
+import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
+from mtkd.registration import import_submodules
+
+import_submodules(__name__, '_loss')

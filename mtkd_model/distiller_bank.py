@@ -1,0 +1,100 @@
+"""The ``distill:`` section as one module: builds the terms, knows their taps, sums nothing, names every loss."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtkd.checks import build, nearest
+from mtkd_model.distillers import DISTILLER_REGISTRY
+from mtkd_model.step import Step
+from mtkd_model.taps import find_module
+
+
+class DistillerBank(nn.Module):
+    """All distillation terms of an option file; ``forward(step)`` gives the losses as ``l_<key>``.
+
+    Args:
+        opt: term key -> option of a distiller (``type`` and its arguments).
+
+    Raises ValueError for an unknown type or argument, naming ``train.distill.<key>``.
+    """
+
+    def __init__(self, opt: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        if not isinstance(opt, Mapping) or not opt:
+            raise ValueError(f'train.distill should be a mapping of named terms; it is {opt!r}')
+        self.terms = nn.ModuleDict()
+        for key, term in opt.items():
+            where = f'train.distill.{key}'
+            try:
+                self.terms[key] = build(DISTILLER_REGISTRY, term, where)
+            except ValueError as error:
+                raise _placed(error, where) from error
+
+    @property
+    def student_taps(self) -> tuple[str, ...]:
+        """Module paths in the student that any term taps, each once."""
+        return tuple(dict.fromkeys(path for term in self.terms.values() for path in term.student_taps))
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """``<teacher>/<module path>`` that any term taps, each once."""
+        return tuple(dict.fromkeys(path for term in self.terms.values() for path in term.teacher_taps))
+
+    def taps_of(self, teacher: str) -> tuple[str, ...]:
+        """Module paths tapped in one teacher."""
+        return tuple(path.partition('/')[2] for path in self.teacher_taps if path.partition('/')[0] == teacher)
+
+    def check_taps(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
+        """Raise ValueError for a tap that does not exist, naming the term and what there is."""
+        for key, term in self.terms.items():
+            where = f'train.distill.{key}'
+            for path in term.student_taps:
+                find_module(student, path, f'{where}: student tap')
+            for path in term.teacher_taps:
+                teacher, _, module = path.partition('/')
+                if teacher not in teachers or not module:
+                    raise ValueError(
+                        f"{where}: teacher tap '{path}' should be <teacher>/<module path>: "
+                        f'{nearest(teacher, teachers)}Teachers: {", ".join(teachers)}'
+                    )
+                find_module(teachers[teacher], module, f'{where}: teacher tap')
+
+    def build(self, step: Step) -> None:
+        """Let every term make its adapters and compute one loss, so that misfits show now and by name."""
+        for key, term in self.terms.items():
+            try:
+                term.build(step)
+                term.to(step.lq.device)
+                losses = _named(key, term(step))
+            except ValueError as error:
+                raise _placed(error, f'train.distill.{key}') from error
+            for name, loss in losses.items():
+                if loss.dim() != 0:
+                    raise ValueError(f'train.distill.{key}: {name} is {tuple(loss.shape)}, a loss must be a scalar')
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for key, term in self.terms.items():
+            losses |= _named(key, term(step))
+        return losses
+
+
+def _named(key: str, loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(loss, Mapping):
+        return {f'l_{key}_{name}': value for name, value in loss.items()}
+    return {f'l_{key}': loss}
+
+
+def _placed(error: ValueError, where: str) -> ValueError:
+    return error if where in str(error) else ValueError(f'{where}: {error}')
+
+
+def trainable(module: nn.Module | None) -> list[nn.Parameter]:
+    """The parameters of ``module`` that want a gradient; none of None."""
+    return [parameter for parameter in _parameters(module) if parameter.requires_grad]
+
+
+def _parameters(module: nn.Module | None) -> Iterable[nn.Parameter]:
+    return () if module is None else module.parameters()

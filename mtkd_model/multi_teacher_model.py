@@ -1,0 +1,270 @@
+"""The training model of every student: BasicSR's SRModel with teachers and distillation terms."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.logger import initialized_logger
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+from torch import Tensor, nn
+
+from mtkd import checks
+from mtkd_arch.frozen_network import forward_padded
+from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble, window_of
+from mtkd_arch.weights import load_weights, read_weights
+from mtkd_model.checkpoint import save_whole
+from mtkd_model.distiller_bank import DistillerBank, trainable
+from mtkd_model.step import Step
+from mtkd_model.taps import record_taps
+
+PROBE_SIZE = 16
+
+
+@MODEL_REGISTRY.register()
+class MultiTeacherSRModel(SRModel):
+    """Trains ``network_g`` with BasicSR's losses and the terms under ``train.distill``, taught by ``teachers``.
+
+    Options beyond SRModel's: ``teachers`` and ``aggregator`` (see TeacherEnsemble), ``train.distill`` (see
+    DistillerBank) and ``train.optim_distill`` (``lr`` and the like for the distillers' own parameters). Without
+    teachers and terms it trains from scratch. Validation pads to the student's window, as training does.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.scale = opt['scale']
+        self.window = window_of(opt['network_g'])
+        self.teachers = build_teachers(opt)
+        self.distillers: nn.Module | None = None
+        self.losses: dict[str, Tensor] = {}
+        super().__init__(opt)
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Build everything once on the CPU, run a tiny batch, throw it away: whatever is wrong raises here.
+
+        Called before any folder is made, so that a mistake leaves nothing behind. Neither the random state nor ``opt``
+        nor the logger is changed.
+        """
+        opt = deepcopy(dict(opt))
+        opt.update(num_gpu=0, dist=False)
+        checks.check_top_level(opt)
+        checks.refuse_numbers_in_strings(opt)
+        checks.require_keys(opt, ('scale', 'network_g', 'datasets', 'path'), 'the option file')
+        checks.check_datasets(opt)
+        with torch.random.fork_rng(devices=[]), _silent_logger():
+            checks.build(ARCH_REGISTRY, opt['network_g'], 'network_g')
+            for loss in ('pixel_opt', 'perceptual_opt'):
+                if opt['is_train'] and opt['train'].get(loss):
+                    checks.build(LOSS_REGISTRY, opt['train'][loss], f'train.{loss}')
+            cls(opt).check_output()
+
+    def check_output(self) -> None:
+        """Raise ValueError unless the student upsamples by ``scale``."""
+        output = self.infer(torch.rand(1, 3, PROBE_SIZE, PROBE_SIZE, device=self.device))
+        if output.shape != (1, 3, PROBE_SIZE * self.scale, PROBE_SIZE * self.scale):
+            raise ValueError(
+                f'network_g turns (1, 3, {PROBE_SIZE}, {PROBE_SIZE}) into {tuple(output.shape)}, scale is {self.scale}'
+            )
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        if train_opt.get('distill'):
+            self.distillers = self._build_distillers(train_opt['distill'])
+        without_ground_truth = not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt'))
+        if without_ground_truth and self.distillers is None:
+            raise ValueError('train: nothing to learn from: give pixel_opt, perceptual_opt or distill')
+        if without_ground_truth:  # SRModel insists on one of the two
+            train_opt['pixel_opt'] = {'type': 'L1Loss'}
+        super().init_training_settings()
+        if without_ground_truth:
+            self.cri_pix = None
+
+    def _build_distillers(self, opt: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+        if self.teachers is None:
+            raise ValueError('train.distill needs teachers: the option file has no teachers section')
+        student = self.get_bare_model(self.net_g)
+        self.teachers.to(self.device)
+        self.distillers = bank = DistillerBank(opt).to(self.device)
+        bank.check_taps(student, {name: frozen.network for name, frozen in self.teachers.networks.items()})
+        with torch.no_grad(), _eval_mode(student):
+            self.lq = torch.rand(2, 3, PROBE_SIZE, PROBE_SIZE, device=self.device)
+            self.gt = torch.rand(2, 3, PROBE_SIZE * self.scale, PROBE_SIZE * self.scale, device=self.device)
+            bank.build(self.make_step(student, iteration=0))
+            del self.lq, self.gt
+        return self.model_to_device(bank) if trainable(bank) else bank
+
+    def setup_optimizers(self) -> None:
+        optim_opt = dict(self.opt['train']['optim_g'])
+        groups = [{'params': trainable(self.net_g)}]
+        if trainable(self.distillers):
+            groups.append({'params': trainable(self.distillers), **self.opt['train'].get('optim_distill', {})})
+        self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
+        self.optimizers.append(self.optimizer_g)
+
+    def predict(self, net: nn.Module, lq: Tensor) -> Tensor:
+        """What ``net`` makes of ``lq`` (B, 3, H, W) of any size: (B, 3, scale * H, scale * W)."""
+        return forward_padded(net, lq, self.scale, self.window)
+
+    def make_step(self, net: nn.Module, iteration: int) -> Step:
+        """Run the student and the teachers on the batch at hand and gather what the terms may ask for."""
+        bank = self.get_bare_model(self.distillers)
+        with record_taps(self.get_bare_model(net), bank.student_taps) as student_taps:
+            output = self.predict(net, self.lq)
+        with contextlib.ExitStack() as stack:
+            taps = {
+                name: stack.enter_context(record_taps(frozen.network, bank.taps_of(name)))
+                for name, frozen in self.teachers.networks.items()
+            }
+            outputs = self.teachers(self.lq)
+        return Step(
+            lq=self.lq,
+            gt=self.gt,
+            student=output,
+            target=outputs.pop('target'),
+            teachers=outputs,
+            student_taps=student_taps,
+            teacher_taps={f'{name}/{path}': value for name, taps_ in taps.items() for path, value in taps_.items()},
+            iteration=iteration,
+            run_student=lambda lq: self.predict(net, lq),
+            run_teacher=self.teachers.run_teacher,
+        )
+
+    def compute_losses(self, iteration: int) -> dict[str, Tensor]:
+        """Every loss of this batch by the name it has in the log; sets ``self.output``."""
+        if self.distillers is None:
+            self.output = self.predict(self.net_g, self.lq)
+            return self._losses_to_ground_truth()
+        step = self.make_step(self.net_g, iteration)
+        self.output = step.student
+        return {**self._losses_to_ground_truth(), **self.distillers(step)}
+
+    def _losses_to_ground_truth(self) -> dict[str, Tensor]:
+        losses = {}
+        if self.cri_pix:
+            losses['l_pix'] = self.cri_pix(self.output, self.gt)
+        if self.cri_perceptual:
+            percep, style = self.cri_perceptual(self.output, self.gt)
+            losses |= {name: loss for name, loss in (('l_percep', percep), ('l_style', style)) if loss is not None}
+        return losses
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.optimizer_g.zero_grad()
+        losses = self.compute_losses(current_iter)
+        sum(losses.values()).backward()
+        self.optimizer_g.step()
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def get_current_log(self) -> dict[str, float]:
+        """The losses of the last step, averaged over processes; read from the device only when asked for."""
+        self.log_dict = self.reduce_loss_dict(self.losses)
+        return self.log_dict
+
+    def infer(self, lq: Tensor) -> Tensor:
+        """The output of the averaged network if there is one, else of the network, without gradient."""
+        net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
+        with torch.no_grad(), _eval_mode(net):
+            return self.predict(net, lq)
+
+    def test(self) -> None:
+        self.output = self.infer(self.lq)
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+    ) -> None:
+        """As BasicSR's, for every format ``read_weights`` knows and with errors that say what does not fit."""
+        try:
+            weights = read_weights(load_path, param_key)
+        except ValueError:  # as upstream: any file serves where the asked for key is merely absent
+            weights = read_weights(load_path)
+        get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}.')
+        load_weights(self.get_bare_model(net), weights, strict, str(load_path))
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Networks first, the training state last: a state on the disk has all that belongs to it."""
+        networks = {'params': self.net_g, 'params_ema': getattr(self, 'net_g_ema', None)}
+        networks = {key: net for key, net in networks.items() if net is not None}
+        self.save_network(list(networks.values()), 'net_g', current_iter, param_key=list(networks))
+        if trainable(self.distillers):
+            self.save_network(self.distillers, 'distill', current_iter)
+        self.save_training_state(epoch, current_iter)
+
+    def metadata(self) -> dict[str, Any]:
+        """What is stored beside the weights of ``net_g`` under the key ``mtkd``."""
+        return {}
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | list[nn.Module],
+        net_label: str,
+        current_iter: int,
+        param_key: str | list[str] = 'params',
+    ) -> None:
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content = {key: _on_cpu(self.get_bare_model(net)) for key, net in zip(keys, nets, strict=True)}
+        if net_label == 'net_g' and self.metadata():
+            content['mtkd'] = self.metadata()
+        name = 'latest' if current_iter == -1 else current_iter
+        save_whole(content, Path(self.opt['path']['models']) / f'{net_label}_{name}.pth')
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        if current_iter == -1:
+            return
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+        }
+        save_whole(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if trainable(self.distillers):
+            path = Path(self.opt['path']['models']) / f'distill_{resume_state["iter"]}.pth'
+            load_weights(self.get_bare_model(self.distillers), read_weights(path, 'params'), True, str(path))
+
+
+def build_teachers(opt: Mapping[str, Any]) -> TeacherEnsemble | None:
+    """The ensemble of an option file, or None when it names no teachers."""
+    if not opt.get('teachers'):
+        return None
+    return TeacherEnsemble(opt['teachers'], opt['scale'], opt.get('aggregator'))
+
+
+def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in net.state_dict().items()}
+
+
+@contextlib.contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)
+
+
+@contextlib.contextmanager
+def _silent_logger(name: str = 'basicsr') -> Iterator[None]:
+    """BasicSR's logger takes its file from whoever asks first; keep it silent and unclaimed meanwhile."""
+    logger = logging.getLogger(name)
+    claimed, disabled = name in initialized_logger, logger.disabled
+    initialized_logger[name], logger.disabled = True, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+        if not claimed:
+            del initialized_logger[name]

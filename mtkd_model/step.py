@@ -1,0 +1,34 @@
+"""What one training step offers to a distillation method."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch, seen by the student and its teachers. Images are RGB in [0, 1], (B, 3, H, W) for ``lq``.
+
+    Args:
+        lq, gt: input and ground truth.
+        student: the student's output, with gradient.
+        target: the aggregated target (or the mean of the teachers).
+        teachers: each teacher's output by name.
+        student_taps: the student's tapped features by module path, with gradient.
+        teacher_taps: the teachers' tapped features by ``<teacher>/<module path>``.
+        iteration: current iteration, from 1; 0 while the distillers are being built.
+        run_student: the student on another input, with gradient.
+        run_teacher: a teacher, by name, on another input.
+    """
+
+    lq: Tensor
+    gt: Tensor
+    student: Tensor
+    target: Tensor
+    teachers: Mapping[str, Tensor] = field(default_factory=dict)
+    student_taps: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_taps: Mapping[str, Tensor] = field(default_factory=dict)
+    iteration: int = 0
+    run_student: Callable[[Tensor], Tensor] | None = None
+    run_teacher: Callable[[str, Tensor], Tensor] | None = None

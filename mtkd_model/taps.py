@@ -1,0 +1,72 @@
+"""Taps: what a network computes inside, by module path, without touching the network."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+
+from mtkd.checks import nearest
+
+
+def find_module(network: nn.Module, path: str, where: str = 'tap') -> nn.Module:
+    """The module at a dotted ``path``; a negative number counts from the end, as in ``body.-1.conv2``.
+
+    Raises ValueError that names the part that does not exist and what there is instead.
+    """
+    module = network
+    for depth, part in enumerate(path.split('.')):
+        children = dict(module.named_children())
+        name = list(children)[int(part)] if _counts_from_the_end(part, children) else part
+        if name not in children:
+            parent = '.'.join(path.split('.')[:depth]) or type(network).__name__
+            raise ValueError(
+                f"{where}: '{path}' does not exist: {parent} has no '{part}': {nearest(part, children)}"
+                f'Available: {", ".join(_shortened(list(children))) or "nothing"}'
+            )
+        module = children[name]
+    return module
+
+
+def _counts_from_the_end(part: str, children: dict[str, nn.Module]) -> bool:
+    return part.startswith('-') and part[1:].isdigit() and 1 <= int(part[1:]) <= len(children)
+
+
+def _shortened(names: list[str], count: int = 12) -> list[str]:
+    return names if len(names) <= count else [*names[: count - 1], f'... {names[-1]}']
+
+
+@contextlib.contextmanager
+def record_taps(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Fill the yielded mapping with the outputs of the modules at ``paths`` during the forward passes inside.
+
+    Outputs are cloned: EDSR and RCAN add their long skip in place, right into what was tapped. A network wrapped in
+    DistributedDataParallel is tapped at its bare module. Of several forward passes the last counts.
+    """
+    features: dict[str, Tensor] = {}
+
+    def hook_for(path: str):
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            if not isinstance(output, Tensor):
+                raise ValueError(f"tap '{path}' gives a {type(output).__name__}, not a tensor: tap a module inside it")
+            features[path] = output.clone()
+
+        return hook
+
+    handles = [find_module(network, path).register_forward_hook(hook_for(path)) for path in paths]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_map(feature: Tensor, height: int, width: int) -> Tensor:
+    """A tap as a feature map (B, C, H, W): tokens (B, H * W, C) of a transformer are unfolded, maps stay as they are.
+
+    Raises ValueError for tokens whose number is not ``height * width``.
+    """
+    if feature.dim() == 4:
+        return feature
+    if feature.dim() != 3 or feature.shape[1] != height * width:
+        raise ValueError(f'tokens {tuple(feature.shape)} do not make a map of {height} x {width}')
+    return feature.transpose(1, 2).unflatten(2, (height, width))

@@ -1,0 +1,46 @@
+"""Packaging. ``basicsr/`` holds launchers only and is never installed: it would hide the real package."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+OPTION_FOLDERS = ['mtkd.options', 'mtkd.options.baselines', 'mtkd.options.quickstart', 'mtkd.options.test']
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text()).group(1)
+
+setup(
+    name='mtkd-basicsr',
+    version=VERSION,
+    description='Knowledge distillation of super-resolution networks as a plugin of BasicSR: MTKD and its baselines',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10,<3.13',
+    packages=['mtkd', 'mtkd_arch', 'mtkd_data', 'mtkd_loss', 'mtkd_model', 'mtkd_model.distillers', *OPTION_FOLDERS],
+    package_dir={name: name.replace('mtkd.options', 'options').replace('.', '/') for name in OPTION_FOLDERS},
+    package_data={name: ['*.yml'] for name in OPTION_FOLDERS},
+    install_requires=[
+        'basicsr>=1.4.2',
+        'torch>=2.4',
+        'torchvision',
+        'pytorch-wavelets>=1.3',
+        'PyWavelets',  # pytorch-wavelets needs this and six, and declares neither
+        'six',
+        'opencv-python',
+        'numpy>=1.26',
+        'lmdb',
+        'pyyaml',
+        'tqdm',
+        'matplotlib',
+        'spandrel',
+        'safetensors',
+    ],
+    extras_require={'test': ['pytest', 'pytest-cov', 'hypothesis', 'scipy<2', 'ruff', 'scikit-image']},
+    entry_points={
+        'console_scripts': [
+            'mtkd-prepare-data=mtkd_data.prepare:main',
+            'mtkd-verify-data=mtkd_data.verify:main',
+        ]
+    },
+)
