@@ -175,11 +175,7 @@ def main() -> None:
     device = torch.device(args.device)
     result = {**environment(device), **measure(args.runs, device)}
     for name, value in result.items():
-        print(
-            f'{name}: median {value["median"]:.4f}, IQR {value["iqr"]:.4f}'
-            if 'iqr' in str(value)
-            else f'{name}: {value}'
-        )
+        print(f'{name}:', f'{value["median"]:.4f} (IQR {value["iqr"]:.4f})' if isinstance(value, dict) else value)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2) + '\n')

@@ -1,6 +1,7 @@
 """Checks of an option file that need no network: pure functions that raise before anything is built or written."""
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,8 +14,14 @@ OUR_TOP_LEVEL_KEYS = ('teachers', 'aggregator', 'network_g', 'plugin', 'datasets
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'? `` for the best match among ``known``, or an empty string."""
-    matches = difflib.get_close_matches(str(name), [str(key) for key in known], n=1, cutoff=0.5)
-    return f"did you mean '{matches[0]}'? " if matches else ''
+    matches = difflib.get_close_matches(str(name), [str(key) for key in known], n=5, cutoff=0.5)
+    return f"did you mean '{max(matches, key=functools.partial(_likeness, str(name)))}'? " if matches else ''
+
+
+def _likeness(one: str, other: str) -> float:
+    """Similarity in [0, 2] that also sees swapped letters: EDRS is nearer to EDSR than to EDVR."""
+    ordered = difflib.SequenceMatcher(None, one, other).ratio()
+    return ordered + difflib.SequenceMatcher(None, sorted(one), sorted(other)).ratio()
 
 
 def require_known_keys(section: Mapping[str, Any], known: Collection[str], where: str) -> None:
