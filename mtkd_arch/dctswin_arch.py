@@ -10,14 +10,17 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mtkd_arch.dct import (
+    dct_matrix,
+    inverse_dct_matrix,
     merge_windows,
     partition_windows,
     relative_position_index,
     released_shift_masks,
     spatial_shift_masks,
-    window_dct_matrices,
+    transform_windows,
     window_kinds,
 )
+from mtkd_arch.merged_upsampling import merged_upsampling
 from mtkd_arch.padding import pad_to_multiple
 
 Variant = Literal['default', 'released']
@@ -52,9 +55,9 @@ class DctWindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         index = relative_position_index(window_size).flatten()
         self.register_buffer('relative_position_index', index, persistent=False)
-        forward, inverse = (None, None) if dct == 'none' else window_dct_matrices(window_size, dct)
-        self.register_buffer('dct', _as_default(forward), persistent=False)
-        self.register_buffer('inverse_dct', _as_default(inverse), persistent=False)
+        for name, matrix in (('dct', dct_matrix), ('inverse_dct', inverse_dct_matrix)):
+            values = None if dct == 'none' else matrix(window_size, dct).to(torch.get_default_dtype())
+            self.register_buffer(name, values, persistent=False)
 
     def position_bias(self) -> Tensor:
         """The bias of each head for each pair of tokens, (heads, N, N)."""
@@ -76,11 +79,13 @@ class DctWindowAttention(nn.Module):
             bias = bias + mask.unsqueeze(1).to(bias.dtype)
         if kinds is not None:
             bias = bias[kinds]  # (M, heads, N, N)
-        qkv = self.qkv(_transform(self.dct, windows)).view(count, tokens, 3, self.num_heads, dim // self.num_heads)
+        if self.dct is not None:
+            windows = transform_windows(windows, self.dct)
+        qkv = self.qkv(windows).view(count, tokens, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (M, heads, N, C / heads) each
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        attended = attended.transpose(1, 2).reshape(count, tokens, dim)
-        return _transform(self.inverse_dct, self.proj(attended))
+        attended = self.proj(attended.transpose(1, 2).reshape(count, tokens, dim))
+        return attended if self.inverse_dct is None else transform_windows(attended, self.inverse_dct)
 
 
 class DctSwinBlock(nn.Module):
@@ -352,55 +357,6 @@ class DCTSwin(nn.Module):
         return raw + x.unflatten(1, (-1, self.num_out_ch)).mean(1)
 
 
-def merged_upsampling(x: Tensor, conv_up: nn.Conv2d, conv_last: nn.Conv2d, scale: int) -> Tensor:
-    """``conv_last(pixel_shuffle(conv_up(x), scale))`` of two padded 3 x 3 convolutions, as one 5 x 5 convolution.
-
-    Nothing nonlinear lies between the two, so their kernels compose: 64 channels become 3 * scale^2 at once, without
-    the 64 * scale^2 in between, whose computation is a third of the network's. The result is the same up to rounding,
-    gradients included. Only the border needs care: ``conv_last`` sees zeros around the image where the composed kernel
-    continues the output of ``conv_up``, so the share of that ring, one pixel wide, is taken off again.
-
-    Args:
-        x: (B, C, h, w).
-
-    Returns:
-        (B, channels of conv_last, h * scale, w * scale).
-    """
-    height, width = x.shape[-2:]
-    up, up_bias = conv_up.weight, conv_up.bias
-    last = _before_shuffle(conv_last.weight, scale)  # (out * scale^2, mid * scale^2, 3, 3)
-    kernel = F.conv2d(up.transpose(0, 1), last.flip(2, 3), padding=2).transpose(0, 1)  # (out * scale^2, C, 5, 5)
-    bias = F.linear(up_bias, last.sum((2, 3)), conv_last.bias.repeat_interleave(scale**2))
-    x = F.pad(x, (2, 2, 2, 2))
-    output = F.conv2d(x, kernel, bias)
-
-    def ring(rows: slice, columns: slice) -> Tensor:
-        return F.conv2d(x[..., rows, columns], up, up_bias)
-
-    sides, ends = slice(1, height + 3), slice(None)  # the corners belong to the top and the bottom
-    top = F.conv2d(ring(slice(0, 3), ends), last[:, :, :1])
-    bottom = F.conv2d(ring(slice(height + 1, None), ends), last[:, :, 2:])
-    left = F.conv2d(ring(sides, slice(0, 3)), last[..., :1], padding=(1, 0))
-    right = F.conv2d(ring(sides, slice(width + 1, None)), last[..., 2:], padding=(1, 0))
-    output[..., :1, :] -= top
-    output[..., -1:, :] -= bottom
-    output[..., :1] -= left
-    output[..., -1:] -= right
-    return F.pixel_shuffle(output, scale)
-
-
-def _before_shuffle(weight: Tensor, scale: int) -> Tensor:
-    """Move a 3 x 3 convolution from behind a pixel shuffle to before it.
-
-    (out, mid, 3, 3) to (out * scale^2, mid * scale^2, 3, 3). Along one axis, tap t of the fine position
-    ``scale * q + a`` reads phase p of the coarse position ``q + d - 1`` where ``a + t - 1 = scale * (d - 1) + p``.
-    """
-    a, t, p, d = torch.meshgrid(*(torch.arange(n, device=weight.device) for n in (scale, 3, scale, 3)), indexing='ij')
-    reads = (a + t - 1 == scale * (d - 1) + p).to(weight.dtype)
-    moved = torch.einsum('omst,aspd,btqe->oabmpqde', weight, reads, reads)
-    return moved.reshape(weight.shape[0] * scale**2, weight.shape[1] * scale**2, 3, 3)
-
-
 def _to_image(tokens: Tensor) -> Tensor:
     """(B, H, W, C) to (B, C, H, W), a channels_last view."""
     return tokens.permute(0, 3, 1, 2)
@@ -409,15 +365,6 @@ def _to_image(tokens: Tensor) -> Tensor:
 def _to_tokens(image: Tensor) -> Tensor:
     """(B, C, H, W) to (B, H, W, C), a view."""
     return image.permute(0, 2, 3, 1)
-
-
-def _as_default(matrix: Tensor | None) -> Tensor | None:
-    return None if matrix is None else matrix.to(torch.get_default_dtype())
-
-
-def _transform(matrix: Tensor | None, windows: Tensor) -> Tensor:
-    """Multiply the tokens (M, N, C) of every window by a matrix (N, N); None leaves them as they are."""
-    return windows if matrix is None else torch.bmm(matrix.expand(len(windows), -1, -1), windows)
 
 
 def _shift_masks(attn_mask: AttnMask, window_size: int, shift: int) -> Tensor | None:

@@ -9,61 +9,18 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from mtkd_data.image_io import decode_image, list_images
-from mtkd_data.lmdb_store import LmdbReader, MetaEntry
-from mtkd_data.matlab_bicubic import imresize_bicubic, mod_crop
-from mtkd_data.prepare import list_problems, run_tasks
+from mtkd_data.lmdb_store import LmdbReader
+from mtkd_data.pair_checks import Pair, check_pair
+from mtkd_data.pair_keys import Reader, find_count_problems, find_key_problems, open_reader, paired_keys
+from mtkd_data.parallel import run_tasks
+from mtkd_data.plan import list_problems
 
 SUB_IMAGE_BORDER = 2
-
-
-class FolderReader:
-    """Reads a folder of image files with the methods of `LmdbReader`; keys are file names."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: dict[str, MetaEntry] = {}
-        self.faults: list[str] = []
-        self.keys = [file.name for file in list_images(path)]
-
-    def __getitem__(self, key: str) -> bytes:
-        return (self.path / key).read_bytes()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys)
-
-    def __enter__(self) -> 'FolderReader':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is held open."""
-
-
-Reader = LmdbReader | FolderReader
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One GT and LQ image, still encoded, and how to compare them."""
-
-    gt_name: str
-    lq_name: str
-    gt: bytes
-    lq: bytes
-    gt_entry: MetaEntry | None
-    lq_entry: MetaEntry | None
-    scale: int
-    border: int
-    check_bicubic: bool
-    exact_size: bool
 
 
 def verify_pair_sets(
@@ -124,54 +81,6 @@ def read_description(gt: Path, lq: Path) -> dict:
     return json.loads(record.read_text())
 
 
-def open_reader(path: Path) -> Reader:
-    """Reader of an LMDB (by its name) or of a folder."""
-    return LmdbReader(path) if path.suffix == '.lmdb' else FolderReader(path)
-
-
-def lq_key(gt_key: str, filename_tmpl: str) -> str:
-    """Name of the LQ image that BasicSR pairs with a GT image."""
-    stem, extension = os.path.splitext(gt_key)
-    return filename_tmpl.format(stem) + extension
-
-
-def paired_keys(gt: Reader, lq: Reader, filename_tmpl: str) -> Iterator[tuple[str, str]]:
-    """GT and LQ keys of all pairs that are there."""
-    there = set(lq)
-    return ((key, lq_key(key, filename_tmpl)) for key in gt if lq_key(key, filename_tmpl) in there)
-
-
-def find_key_problems(gt: Reader, lq: Reader, filename_tmpl: str) -> list[str]:
-    """Images without a partner, and keys that only one of `data.mdb` and `meta_info.txt` has."""
-    wanted = {lq_key(key, filename_tmpl): key for key in gt}
-    problems = [
-        f'{gt.path}: {wanted[name]!r} has no partner {name!r} in {lq.path}' for name in sorted(wanted.keys() - set(lq))
-    ]
-    problems += [f'{lq.path}: {name!r} has no partner in {gt.path}' for name in sorted(set(lq) - wanted.keys())]
-    for reader in (gt, lq):
-        if isinstance(reader, LmdbReader):
-            stored, listed = set(reader), reader.entries.keys()
-            problems += [
-                f'{reader.path}: {key!r} is in data.mdb, not in meta_info.txt' for key in sorted(stored - listed)
-            ]
-            problems += [
-                f'{reader.path}: {key!r} is in meta_info.txt, not in data.mdb' for key in sorted(listed - stored)
-            ]
-    return problems
-
-
-def find_count_problems(readers: Iterable[Reader], description: dict) -> list[str]:
-    """Stores that hold another number of images than `dataset.json` promises."""
-    if not description:
-        return []
-    promised = description['counts']['images']
-    return [
-        f'{reader.path}: holds {len(reader.keys)} images, dataset.json says {promised}'
-        for reader in readers
-        if len(reader.keys) != promised
-    ]
-
-
 def _load_pair(
     gt: Reader, lq: Reader, gt_key: str, lq_key: str, scale: int, border: int, check_bicubic: bool, exact_size: bool
 ) -> Pair:
@@ -187,59 +96,6 @@ def _load_pair(
         check_bicubic=check_bicubic,
         exact_size=exact_size,
     )
-
-
-def check_pair(pair: Pair) -> list[str]:
-    """Problems of one pair; sizes are compared only where both images decode, pixels only where the sizes fit."""
-    images: list[np.ndarray] = []
-    problems: list[str] = []
-    for name, data, entry in ((pair.gt_name, pair.gt, pair.gt_entry), (pair.lq_name, pair.lq, pair.lq_entry)):
-        try:
-            images.append(decode_image(data, name, grey='keep'))
-        except ValueError as error:
-            problems.append(str(error))
-        else:
-            problems += find_entry_problems(name, images[-1], entry)
-    if len(images) < 2:
-        return problems
-    sizes = find_size_problems(pair, *images)
-    if sizes or not pair.check_bicubic:
-        return problems + sizes
-    return problems + find_bicubic_problems(pair, *images)
-
-
-def find_entry_problems(name: str, image: np.ndarray, entry: MetaEntry | None) -> list[str]:
-    """Where `meta_info.txt` gives another shape than the image has."""
-    shape = (*image.shape, 1)[:3]
-    if entry is None or shape == (entry.height, entry.width, entry.channels):
-        return []
-    return [f'{name}: is {shape}, meta_info.txt says {(entry.height, entry.width, entry.channels)}']
-
-
-def find_size_problems(pair: Pair, gt: np.ndarray, lq: np.ndarray) -> list[str]:
-    """GT must be `scale` times LQ; in folders it may be larger by less than `scale`, as BasicSR crops it itself."""
-    spare = 1 if pair.exact_size else pair.scale
-    fits = all(0 <= gt.shape[axis] - pair.scale * lq.shape[axis] < spare for axis in (0, 1))
-    if fits and gt.shape[2:] == lq.shape[2:]:
-        return []
-    return [f'{pair.lq_name}: is {lq.shape}, its GT is {gt.shape}, which is not {pair.scale} times as large']
-
-
-def find_bicubic_problems(pair: Pair, gt: np.ndarray, lq: np.ndarray) -> list[str]:
-    """Where the LQ pixels beyond the border differ from the bicubic of the GT."""
-    expected = imresize_bicubic(mod_crop(gt, pair.scale), pair.scale)
-    height, width = lq.shape[:2]
-    inside = np.s_[pair.border : height - pair.border, pair.border : width - pair.border]
-    if min(height, width) <= 2 * pair.border:
-        return [f'{pair.lq_name}: {height}x{width} leaves nothing to compare within a border of {pair.border}']
-    difference = np.abs(expected.astype(np.int16) - lq)
-    wrong = difference[inside]
-    if not wrong.any():
-        return []
-    pixels = np.count_nonzero(wrong.reshape(*wrong.shape[:2], -1).any(axis=-1))
-    found = f'{pixels} of {wrong.shape[0] * wrong.shape[1]} pixels differ, by up to {wrong.max()} levels'
-    remedy = '' if difference[2:-2, 2:-2].any() else ' (only near the border: for sub-images use a border of 2)'
-    return [f'{pair.lq_name}: not the bicubic of its GT: {found}{remedy}']
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -92,6 +92,7 @@ class MultiTeacherSRModel(SRModel):
         self.teachers.to(self.device)
         self.distillers = bank = DistillerBank(opt).to(self.device)
         bank.check_taps(student, {name: frozen.network for name, frozen in self.teachers.networks.items()})
+        self.check_output()  # a student of another scale would show as a misfit of some term
         with torch.no_grad(), _eval_mode(student):
             self.lq = torch.rand(2, 3, PROBE_SIZE, PROBE_SIZE, device=self.device)
             self.gt = torch.rand(2, 3, PROBE_SIZE * self.scale, PROBE_SIZE * self.scale, device=self.device)

@@ -188,13 +188,14 @@ STAGE_1 = """\
 STAGE_2 = """\
 # MTKD (Jiang et al., ECCV 2024), stage 2: {student} student x{scale} from three teachers and their aggregator.
 # Paper: 0.1 L1 to the ground truth + Haar wavelet loss (1 level) to the target, patches of 128, batch 16, 500k.
-# Departures: {gt_size_note}the student starts from scratch at 1e-4, where the released option fine-tunes a trained student at 2e-5
-# (then set path.pretrain_network_g and lr: 0.00002)."""
+# Departures: {gt_size_note}the student starts from scratch at 1e-4, where the released option fine-tunes a trained
+# student at 2e-5 (then set path.pretrain_network_g and lr: 0.00002)."""
 KD_HEADER = """\
-# KD: {student} student x{scale} from one teacher: L1 to the ground truth + L1 to the teacher, 1:1. Data, schedule and student
-# as in the MTKD option, so that they compare."""
+# KD: {student} student x{scale} from one teacher: L1 to the ground truth + L1 to the teacher, 1:1. Data, schedule and
+# student as in the MTKD option, so that they compare."""
 SCRATCH_HEADER = """\
-# No teacher: {student} student x{scale} with L1 to the ground truth; data, schedule and student as in the MTKD option."""
+# No teacher: {student} student x{scale} with L1 to the ground truth. Data, schedule and student as in the MTKD option,
+# so that they compare."""
 TEST_HEADER = '# Tests {what}, x{scale}: PSNR and SSIM on the Y channel, {scale} pixels cropped.'
 QUICK_HEADER = '# Quickstart, x4: {what}. Sizes and lengths are those of a demonstration on two CPU cores.'
 
@@ -254,9 +255,7 @@ def training_file(
     }  # fmt: skip
     datasets = TRAIN_SET.substitute({**train_set, 'enlarge': 1, **settings}) + '\n'
     datasets += BENCHMARK_SET.substitute(phase='val', data='Set5', scale=scale)
-    train = TRAIN.substitute(
-        {**schedule, 'losses': losses, 'metrics': METRICS.substitute(scale=scale), **settings}
-    )
+    train = TRAIN.substitute({**schedule, 'losses': losses, 'metrics': METRICS.substitute(scale=scale), **settings})
     return FILE.substitute(
         header=header, name=name, model=model, scale=scale, seed=0, datasets=datasets, teachers=teachers,
         network=network_section(network), rest=train,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import mtkd  # noqa: F401  before BasicSR
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import ARCH_REGISTRY
+
 from mtkd_data.prepare import main as prepare
 
 REPO = Path(__file__).resolve().parents[1]
@@ -203,7 +205,7 @@ def write_option(options: dict[str, Any], path: Path) -> Path:
 def read_option(path: Path) -> dict[str, Any]:
     """An option file, as BasicSR reads it."""
     with path.open() as file:
-        return yaml.load(file, Loader=ordered_yaml()[0])  # noqa: S506
+        return yaml.load(file, Loader=ordered_yaml()[0])
 
 
 @pytest.fixture
@@ -246,3 +248,9 @@ def script_environment() -> dict[str, str]:
     return {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]

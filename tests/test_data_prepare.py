@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 import mtkd  # noqa: F401  mends BasicSR before it is imported
-from mtkd_data import prepare
+from mtkd_data import parallel, plan, prepare
 from mtkd_data.image_io import decode_image, read_image
 from mtkd_data.lmdb_store import LmdbReader, LmdbWriter, MetaEntry, parse_meta_line
 from mtkd_data.matlab_bicubic import imresize_bicubic
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('MTKD_SHARED', ROOT.parent / 'shared')) / 'data'
-WHOLE = prepare.Settings((4,), sub_image=0)
+WHOLE = plan.Settings((4,), sub_image=0)
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -122,11 +122,11 @@ def test_meta_info_is_sorted_and_has_the_form_of_basicsr(hr, tmp_path):
 
 
 def test_sub_images_lie_where_the_script_of_basicsr_cuts_them():
-    assert prepare.cut_positions(1356, 480, 240) == [0, 240, 480, 720, 876]
-    assert prepare.cut_positions(1440, 480, 240) == [0, 240, 480, 720, 960]
-    assert prepare.cut_positions(485, 480, 240, thresh=5) == [0]
-    assert prepare.cut_positions(486, 480, 240, thresh=5) == [0, 6]
-    boxes = prepare.cut_boxes('0001', 720, 960, prepare.Settings((4,)))
+    assert plan.cut_positions(1356, 480, 240) == [0, 240, 480, 720, 876]
+    assert plan.cut_positions(1440, 480, 240) == [0, 240, 480, 720, 960]
+    assert plan.cut_positions(485, 480, 240, thresh=5) == [0]
+    assert plan.cut_positions(486, 480, 240, thresh=5) == [0, 6]
+    boxes = plan.cut_boxes('0001', 720, 960, plan.Settings((4,)))
     assert list(boxes) == [f'0001_s00{index}' for index in range(1, 7)]
     assert boxes['0001_s005'] == (240, 240, 480, 480)
 
@@ -251,7 +251,7 @@ def test_a_jpeg_cut_after_its_thumbnail_is_refused_by_name(hr, tmp_path, capsys)
     data, thumbnail = path.read_bytes(), cv2.imencode('.jpg', noise(16, 16))[1].tobytes()
     exif = b'\xff\xe1' + struct.pack('>H', len(thumbnail) + 8) + b'Exif\0\0' + thumbnail
     path.write_bytes(data[:2] + exif + data[2:])
-    assert prepare.inspect_source(path, WHOLE).height == 80
+    assert plan.inspect_source(path, WHOLE).height == 80
     path.write_bytes((data[:2] + exif + data[2:])[:-100])
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: truncated image')
 
@@ -429,11 +429,11 @@ def test_two_runs_at_once_do_not_work_on_one_folder(hr, tmp_path, capsys):
 
 def test_a_worker_that_dies_stops_the_run_instead_of_hanging_it():
     with pytest.raises(ChildProcessError, match='a worker died, perhaps for want of memory'):
-        list(prepare.run_tasks(os._exit, [1, 1, 1], workers=2))
+        list(parallel.run_tasks(os._exit, [1, 1, 1], workers=2))
 
 
 def test_results_come_in_the_order_of_the_tasks():
-    assert list(prepare.run_tasks(abs, range(-9, 0), workers=2)) == list(range(9, 0, -1))
+    assert list(parallel.run_tasks(abs, range(-9, 0), workers=2)) == list(range(9, 0, -1))
 
 
 def count_committed(path: Path) -> int:

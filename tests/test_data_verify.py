@@ -9,7 +9,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from mtkd_data import prepare, verify
+from mtkd_data import plan, prepare, verify
 from mtkd_data.image_io import encode_png
 from mtkd_data.matlab_bicubic import imresize_bicubic
 
@@ -24,7 +24,7 @@ def make(folder: Path, **settings) -> Path:
     (folder / 'hr').mkdir(parents=True)
     for index in range(3):
         cv2.imwrite(str(folder / 'hr' / f'img{index}.png'), noise(50, 62, index))
-    chosen = prepare.Settings(**({'scales': (2, 4), 'sub_image': 0} | settings))
+    chosen = plan.Settings(**({'scales': (2, 4), 'sub_image': 0} | settings))
     prepare.prepare_dataset(folder / 'hr', folder / 'out', chosen, progress=False)
     return folder / 'out'
 

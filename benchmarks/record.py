@@ -1,0 +1,44 @@
+"""What every benchmark writes: measured figures with the circumstances they were measured in."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, interquartile range and number of timings."""
+    quartiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    low, median, high = quartiles.tolist()
+    return {'median_s': median, 'iqr_s': high - low, 'runs': len(seconds)}
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """Date, commit, versions and the device's name."""
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False)
+    name = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()} CPU'
+    return {
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        'commit': commit.stdout.strip() or None,
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'device': name,
+        'threads': torch.get_num_threads(),
+    }
+
+
+def write(path: Path, device: str, figures: Mapping[str, Any]) -> None:
+    """Store ``figures`` with the circumstances as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**circumstances(device), **figures}, indent=2) + '\n')
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device, so that a clock read afterwards counts the work."""
+    if device == 'cuda':
+        torch.cuda.synchronize()

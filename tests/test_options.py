@@ -1,0 +1,187 @@
+"""Every shipped option file: made from its template, readable by BasicSR, and able to train or test."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mtkd
+
+# isort: split
+import pytest
+import torch
+from basicsr.data import build_dataset
+from basicsr.utils.options import parse_options
+from basicsr.utils.registry import MODEL_REGISTRY
+from conftest import REPO, build_arch, read_option
+
+sys.path.insert(0, str(REPO / 'scripts'))
+import make_options
+
+Options = dict[str, Any]
+FILES = sorted(path.relative_to(REPO / 'options').as_posix() for path in (REPO / 'options').rglob('*.yml'))
+TRAINING = [name for name in FILES if not name.startswith('test/')]
+NARROW = {'num_feat': 8, 'squeeze_factor': 4, 'embed_dim': 12}
+
+
+def narrowed(network: Options) -> Options:
+    """The network of an option at full depth and a fraction of its width."""
+    network = {key: NARROW.get(key, value) for key, value in network.items()}
+    if 'num_heads' in network:
+        network['num_heads'] = [2] * len(network['num_heads'])
+    return network
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """``weights(network, **metadata)`` is a file of random weights for a network, made once."""
+    folder = tmp_path_factory.mktemp('weights')
+    files: dict[str, Path] = {}
+
+    def make(network: Options, **metadata: Any) -> str:
+        key = repr(sorted(network.items()))
+        if key not in files:
+            files[key] = folder / f'{len(files)}.pth'
+            state = build_arch(network).state_dict()
+            torch.save({'params': state, 'params_ema': state, 'mtkd': metadata}, files[key])
+        return str(files[key])
+
+    return make
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Options]:
+    """``parsed(file)`` is an option file as BasicSR's own ``parse_options`` gives it."""
+
+    def parse(name: str) -> Options:
+        monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(REPO / 'options' / name)])
+        return parse_options('.', is_train=not name.startswith('test/'))[0]
+
+    return parse
+
+
+@pytest.fixture
+def few_threads() -> Iterator[None]:
+    """Two threads for the many small layers: more only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, 2))
+    yield
+    torch.set_num_threads(threads)
+
+
+def toy(options: Options, data: Path, weights: Callable[..., str]) -> Options:
+    """``options`` at narrow width, on the CPU, with files that exist."""
+    options = copy.deepcopy(options)
+    options.update(num_gpu=0, network_g=narrowed(options['network_g']))
+    for teacher in options.get('teachers', {}).values():
+        teacher['network'] = narrowed(teacher['network'])
+        teacher['path'] = weights(teacher['network'])
+    if 'network' in options.get('aggregator', {}):
+        aggregator = options['aggregator']
+        aggregator['network'] = narrowed(aggregator['network'])
+        aggregator['path'] = weights(aggregator['network'], inputs=list(aggregator['inputs']))
+    if options['path'].get('pretrain_network_g'):
+        options['path']['pretrain_network_g'] = weights(options['network_g'])
+    for dataset in options['datasets'].values():
+        part = 'train' if dataset['phase'] == 'train' else 'val'
+        end = '.lmdb' if part == 'train' else ''
+        dataset.pop('filename_tmpl', None)
+        dataset['dataroot_gt'] = str(data / part / f'GT{end}')
+        dataset['dataroot_lq'] = str(data / part / f'LRbicx{options["scale"]}{end}')
+    return options
+
+
+def test_the_files_are_those_of_the_templates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_options.main(['--check']) == 0, capsys.readouterr().err
+
+
+def test_a_file_that_differs_from_its_template_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_options, 'ROOT', tmp_path)
+    assert make_options.main(['--check']) == 1
+    assert make_options.main([]) == 0
+    assert make_options.main(['--check']) == 0
+    (tmp_path / 'train_mtkd_x4.yml').write_text('name: else')
+    (tmp_path / 'stray.yml').write_text('')
+    capsys.readouterr()
+    assert make_options.main(['--check']) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        'differs from its template: options/train_mtkd_x4.yml',
+        'differs from its template: options/stray.yml',
+    ]
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_file_registers_the_plugin_and_has_a_name_of_its_own(name: str) -> None:
+    options = read_option(REPO / 'options' / name)
+    assert options['plugin'] == mtkd.__version__
+    names = [read_option(REPO / 'options' / other)['name'] for other in FILES]
+    assert names.count(options['name']) == 1
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_every_scale_has_data_roots_and_networks_of_its_own(scale: int) -> None:
+    for name in [name for name in FILES if f'_x{scale}' in name]:
+        options = read_option(REPO / 'options' / name)
+        assert options['scale'] == scale
+        networks = [options['network_g'], *(t['network'] for t in options.get('teachers', {}).values())]
+        assert {network['upscale'] for network in networks} == {scale}
+        for dataset in options['datasets'].values():
+            assert f'LRbicx{scale}' in dataset['dataroot_lq']
+        for metric in options['val']['metrics'].values():
+            assert metric['crop_border'] == scale
+
+
+@pytest.mark.parametrize('name', TRAINING)
+def test_every_training_file_takes_two_steps(
+    name: str, parsed: Callable[..., Options], data: Path, weights: Callable[..., str], few_threads: None
+) -> None:
+    options = toy(parsed(name), data, weights)
+    train_set = options['datasets']['train']
+    train_set['gt_size'] = {2: 32, 3: 48, 4: 64}[options['scale']]  # LR of 16, two windows
+    model = MODEL_REGISTRY.get(options['model_type'])(options)
+    images = build_dataset(train_set)
+    before = copy.deepcopy(model.net_g.state_dict())
+    for iteration in (1, 2):
+        model.update_learning_rate(iteration)
+        sample = images[iteration]
+        model.feed_data({key: sample[key].unsqueeze(0) for key in ('lq', 'gt')})
+        model.optimize_parameters(iteration)
+    log = model.get_current_log()
+    assert set(log) == {'l_pix', *(f'l_{key}' for key in options['train'].get('distill', {}))}
+    assert all(0 < value < 10 for value in log.values())
+    assert any(not torch.equal(before[key], value) for key, value in model.net_g.state_dict().items())
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if name.startswith('test/')])
+def test_every_test_file_gives_an_image_of_the_right_size(
+    name: str, parsed: Callable[..., Options], data: Path, weights: Callable[..., str], few_threads: None
+) -> None:
+    options = toy(parsed(name), data, weights)
+    model = MODEL_REGISTRY.get(options['model_type'])(options)
+    sample = build_dataset(options['datasets']['test_1'])[0]
+    lq = sample['lq'][:, :20, :13].unsqueeze(0)
+    model.feed_data({'lq': lq})
+    model.test()
+    assert model.output.shape == (1, 3, 20 * options['scale'], 13 * options['scale'])
+
+
+PUBLISHED = {  # millions of parameters, as the papers and design give them
+    'teachers': {'edsr': 43.1, 'rcan': 15.6, 'swinir': 11.9},
+    'train_mtkd_x4.yml': 1.5,
+    'train_mtkd_rcan_x4.yml': 5.2,
+    'train_mtkd_swinir_x4.yml': 0.93,
+    'train_mtkd_aggregator_x4.yml': 1.336,
+}
+
+
+@pytest.mark.parametrize('name', [name for name in PUBLISHED if name != 'teachers'])
+def test_the_networks_have_the_published_sizes(name: str) -> None:
+    options = read_option(REPO / 'options' / name)
+    found = {'student': options['network_g'], **{n: t['network'] for n, t in options['teachers'].items()}}
+    expected = {'student': PUBLISHED[name], **PUBLISHED['teachers']}
+    for part, network in found.items():
+        millions = sum(parameter.numel() for parameter in build_arch(network).parameters()) / 1e6
+        assert millions == pytest.approx(expected[part], rel=0.04), part
