@@ -7,13 +7,13 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 OPTION_FOLDERS = ['mtkd.options', 'mtkd.options.baselines', 'mtkd.options.quickstart', 'mtkd.options.test']
-VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text()).group(1)
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text(encoding='utf-8')).group(1)
 
 setup(
     name='mtkd-basicsr',
     version=VERSION,
     description='Knowledge distillation of super-resolution networks as a plugin of BasicSR: MTKD and its baselines',
-    long_description=(ROOT / 'README.md').read_text(),
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10,<3.13',

@@ -1,14 +1,14 @@
 """One MTKD stage-2 step at published size: ours against the same step with the teachers inside the autograd graph.
 
 The second is how the authors released it: the teachers' and the aggregator's parameters ask for gradients, nothing is
-detached, and the backward pass of the wavelet loss runs through 72 M parameters whose gradients nobody uses. Both share
-student, losses, optimizer, batch and weights; times are interleaved in one process, peak memory is that of a process
-(on a GPU, of the allocator) for each variant.
+detached, and the backward pass of the wavelet loss runs through 72 M parameters whose gradients nobody uses. Student,
+losses, optimizer, batch, aggregator and weights are alike. Times are interleaved in one process; peak memory is that of a
+process for each variant (on a GPU, of the allocator), with and without what importing the libraries takes.
 """
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -61,31 +61,29 @@ class Step:
         loss = self.wavelet(output, self.target()) + 0.1 * self.pixel(output, self.batch['gt'])
         loss.backward()
         self.optimizer.step()
-        self.ensemble.zero_grad()
         return loss.item()
 
 
-def published(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def published(args: argparse.Namespace, variant: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Networks of options/train_mtkd_x4.yml with random weights, and a random batch."""
     torch.manual_seed(0)
     with (ROOT / 'options/train_mtkd_x4.yml').open() as file:
         opt = load(file, Loader=ordered_yaml()[0])
     for part in (*opt['teachers'].values(), opt['aggregator']):
-        part['path'] = None
+        part.update(path=None, channels_last=variant == 'frozen')
     networks = {
         'ensemble': TeacherEnsemble(opt['teachers'], 4, opt['aggregator'], random_weights=True),
         'student': build(ARCH_REGISTRY, opt['network_g'], 'network_g'),
         'wavelet': WaveletLoss(),
     }
     networks = {name: network.to(args.device) for name, network in networks.items()}
-    lq, gt = torch.rand(args.batch, 3, args.lq, args.lq), torch.rand(args.batch, 3, 4 * args.lq, 4 * args.lq)
+    lq, gt = (torch.rand(args.batch, 3, side, side) for side in (args.lq, 4 * args.lq))
     return networks, {'lq': lq.to(args.device), 'gt': gt.to(args.device)}
 
 
 def measure_times(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each variant, run in turn, and their ratio pair by pair."""
-    networks, batch = published(args)
-    steps = {variant: Step(variant, networks, batch) for variant in VARIANTS}
+    steps = {variant: Step(variant, *published(args, variant)) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for run in range(args.warmup + args.runs):
         for variant, step in steps.items():
@@ -103,49 +101,55 @@ def measure_times(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def peak_memory(args: argparse.Namespace) -> float:
-    """Peak of this process after two steps of ``args.memory_of``, in GB."""
-    networks, batch = published(args)
-    step = Step(args.memory_of, networks, batch)
+def peak_memory(args: argparse.Namespace) -> dict[str, float]:
+    """Peak of this process before and after two steps of ``args.memory_of``, in GB."""
+    imports = high_water(args.device)
+    step = Step(args.memory_of, *published(args, args.memory_of))
     step()
     step()
-    if args.device == 'cuda':
+    return {'whole_gb': high_water(args.device), 'above_imports_gb': high_water(args.device) - imports}
+
+
+def high_water(device: str) -> float:
+    """The most memory this process has held, in GB; on a GPU the most that was allocated there."""
+    if device == 'cuda':
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # not ru_maxrss, which starts at the size of the process that started this one
+    found = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    return int(found[1]) * 1024 / 1e9
 
 
-def measure_memory(args: argparse.Namespace) -> dict[str, float]:
+def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of each variant, each in a process of its own."""
     peaks = {}
     for variant in VARIANTS:
         options = ['--batch', str(args.batch), '--lq', str(args.lq), '--device', args.device, '--memory-of', variant]
         output = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True, check=True)
         peaks[variant] = json.loads(output.stdout.splitlines()[-1])
-    return {f'{variant}_gb': peak for variant, peak in peaks.items()} | {
-        'frozen_over_graph': peaks['frozen'] / peaks['graph']
-    }
+    ratios = {key.removesuffix('_gb'): peaks['frozen'][key] / peaks['graph'][key] for key in peaks['frozen']}
+    return {**peaks, 'frozen_over_graph': ratios}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--batches', type=int, nargs='+', default=[1, 4], help='default: 1 4')
     parser.add_argument('--lq', type=int, default=32, help='side of the LR patch (default: %(default)s)')
     parser.add_argument('--runs', type=int, default=5, help='timed steps of each variant (default: %(default)s)')
     parser.add_argument('--warmup', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='default: benchmarks/results/step_time_<device>.json')
     parser.add_argument('--memory-of', choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument('--batch', type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_of:
         print(json.dumps(peak_memory(args)))
         return 0
     figures = {
         'what': 'MTKD stage-2 step, EDSR student, three published teachers and the aggregator, x4',
-        'batch': args.batch,
         'lq': args.lq,
-        'time': measure_times(args),
-        'peak_memory': measure_memory(args),
     }
+    for args.batch in args.batches:
+        figures[f'batch_{args.batch}'] = {'time': measure_times(args), 'peak_memory': measure_memory(args)}
     path = args.json or ROOT / f'benchmarks/results/step_time_{args.device}.json'
     record.write(path, args.device, figures)
     print(json.dumps(figures, indent=2))

@@ -84,7 +84,7 @@ def resume_on_cpu_and_from_the_experiment() -> None:
 
     No upstream issue names the cause (679 asks for help with the symptom). See :func:`load_resume_state`.
     """
-    for module in _pipelines('train_pipeline'):
+    for module in _callers_of('load_resume_state'):
         module.load_resume_state = load_resume_state
 
 
@@ -138,7 +138,7 @@ def check_options_before_writing() -> None:
 
     Models that have a ``check_options(opt)`` of their own get it called first. No upstream issue.
     """
-    for module in _pipelines('train_pipeline', 'test_pipeline'):
+    for module in _callers_of('make_exp_dirs'):
         module.make_exp_dirs = _checked_first(module.make_exp_dirs)
 
 
@@ -218,10 +218,13 @@ def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> No
     random.seed(worker_seed)
 
 
-def _pipelines(*names: str) -> Iterator[types.ModuleType]:
-    """BasicSR's train and test modules; also the script being run, where that is BasicSR's own."""
+def _callers_of(function: str) -> Iterator[types.ModuleType]:
+    """Those of BasicSR's train and test modules that know ``function``; also the script being run, where it is a copy.
+
+    The scripts of other projects often import ``train_pipeline`` and nothing else: they know neither function.
+    """
     import basicsr  # noqa: F401  imports basicsr.train and basicsr.test
 
     for module in ('basicsr.train', 'basicsr.test', '__main__'):
-        if any(hasattr(sys.modules.get(module), name) for name in names):
+        if hasattr(sys.modules.get(module), function):
             yield sys.modules[module]

@@ -14,10 +14,19 @@ DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 def forward_padded(network: nn.Module, x: Tensor, scale: int, window: int) -> Tensor:
     """``network(x)`` for any height and width: mirror-padded to a multiple of ``window``, the result cropped.
 
-    ``x`` is (B, C, H, W), the result (B, C', scale * H, scale * W).
+    ``x`` is (B, C, H, W), the result (B, C', scale * H, scale * W). Raises ValueError when the network upsamples by
+    another factor: cropping would hide it.
     """
     height, width = x.shape[-2:]
-    return network(pad_to_multiple(x, window))[..., : height * scale, : width * scale]
+    padded = pad_to_multiple(x, window)
+    output = network(padded)
+    expected = (padded.shape[-2] * scale, padded.shape[-1] * scale)
+    if output.shape[-2:] != expected:
+        raise ValueError(
+            f'{type(network).__name__} turns {tuple(padded.shape)} into {tuple(output.shape)}, '
+            f'but scale is {scale}: expected {expected[0]} x {expected[1]}'
+        )
+    return output[..., : height * scale, : width * scale]
 
 
 class FrozenNetwork(nn.Module):
@@ -32,7 +41,7 @@ class FrozenNetwork(nn.Module):
         network: nn.Module,
         window: int = 1,
         precision: Precision = 'fp32',
-        channels_last: bool = False,
+        channels_last: bool = True,
         compile: bool = False,
     ) -> None:
         super().__init__()

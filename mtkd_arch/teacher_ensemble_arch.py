@@ -51,20 +51,21 @@ class TeacherEnsemble(nn.Module):
         for name, opt in teachers.items():
             _check_name(name)
             self.networks[name] = _build_teacher(opt, scale, f'teachers.{name}', random_weights)
-        self.inputs = _inputs((aggregator or {}).get('inputs'), list(teachers))
+        aggregator = aggregator or {}
+        require_known_keys(aggregator, AGGREGATOR_KEYS, 'aggregator')
+        self.inputs = _inputs(aggregator.get('inputs'), list(teachers))
         self.aggregator = None
-        if aggregator and 'network' in aggregator:
+        if set(aggregator) - {'inputs'}:  # inputs alone order the stack of stage 1
             self.aggregator = _build_aggregator(aggregator, self.inputs, random_weights)
 
     def run_teacher(self, name: str, lq: Tensor) -> Tensor:
         """Output of one teacher for ``lq`` (B, 3, H, W): (B, 3, scale * H, scale * W)."""
-        output = self.networks[name](lq, self.scale)
-        expected = (*lq.shape[:2], lq.shape[2] * self.scale, lq.shape[3] * self.scale)
-        if output.shape != expected:
-            raise ValueError(
-                f"teacher '{name}' turns {tuple(lq.shape)} into {tuple(output.shape)}, "
-                f'but scale {self.scale} asks for {expected}'
-            )
+        try:
+            output = self.networks[name](lq, self.scale)
+        except ValueError as error:
+            raise ValueError(f"teacher '{name}': {error}") from error
+        if output.shape[:2] != lq.shape[:2]:
+            raise ValueError(f"teacher '{name}' turns {tuple(lq.shape)} into {tuple(output.shape)}")
         return output
 
     def stack(self, outputs: Mapping[str, Tensor]) -> Tensor:
@@ -83,7 +84,8 @@ class TeacherEnsemble(nn.Module):
 
 
 def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name.isidentifier() or name == 'target':
+    # an attribute of ModuleDict, such as `items`, cannot be the name of a module in it
+    if not isinstance(name, str) or not name.isidentifier() or name == 'target' or hasattr(nn.ModuleDict, name):
         raise ValueError(f"teachers: the name {name!r} will not do: letters, digits and '_' please, and not 'target'")
 
 
@@ -103,7 +105,6 @@ def _build_teacher(opt: Mapping[str, Any], scale: int, where: str, random_weight
 
 
 def _build_aggregator(opt: Mapping[str, Any], inputs: Sequence[str], random_weights: bool) -> FrozenNetwork:
-    require_known_keys(opt, AGGREGATOR_KEYS, 'aggregator')
     require_keys(opt, ('network', 'inputs', 'path'), 'aggregator')
     check_input_channels(opt['network'], inputs, 'aggregator.network')
     network = _build_loaded(opt, 'aggregator', random_weights)

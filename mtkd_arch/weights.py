@@ -1,6 +1,5 @@
 """Reading network weights from any file the field publishes them in; never runs code from a file (``weights_only``)."""
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -65,6 +64,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], strict: bool
     own = network.state_dict()
     fits = {name: value for name, value in weights.items() if not name.endswith(DERIVED)}
     fits |= {name: value for name, value in own.items() if name.endswith(DERIVED)}
+    learned = [name for name in own if not name.endswith(DERIVED)]
     missing, unknown = sorted(own.keys() - fits.keys()), sorted(fits.keys() - own.keys())
     shapes = [
         f'{name}: network {tuple(own[name].shape)}, file {tuple(fits[name].shape)}'
@@ -72,7 +72,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], strict: bool
         if name in fits and own[name].shape != fits[name].shape
     ]
     problems = {'of another shape': shapes}
-    if strict or len(missing) == len(own):
+    if strict or len(missing) == len(learned):
         problems |= {'missing in the file': missing, 'unknown to the network': unknown}
     if any(problems.values()):
         found = '; '.join(f'{len(names)} {what}: {_first(names)}' for what, names in problems.items() if names)
@@ -100,13 +100,15 @@ def _translate(name: str, rules: Iterable[tuple[str, str]]) -> str:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'no such weights file: {path}')
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load_file
+
+            return load_file(path)
         return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises any of a dozen types, such as struct.error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} cannot be read as tensors alone (damaged, or not a state dict): {reason}') from error
 

@@ -3,13 +3,62 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+import numpy as np
 import pywt
+import torch
+import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from pytorch_wavelets import DWTForward
 from torch import Tensor, nn
 
 Mode = Literal['zero', 'symmetric', 'reflect', 'periodic', 'periodization', 'constant']
 BANDS = ('LL', 'LH', 'HL', 'HH')
+NUMPY_MODES = {'symmetric': 'symmetric', 'reflect': 'reflect', 'periodic': 'wrap', 'constant': 'edge'}
+
+
+def extend(x: Tensor, dim: int, taps: int, mode: Mode) -> Tensor:
+    """``x`` with the border along ``dim`` that a filter of ``taps`` coefficients needs, as PyWavelets extends it."""
+    size = x.shape[dim]
+    odd = size % 2
+    if mode == 'reflect' and size == 1:
+        raise ValueError("WaveletLoss: one pixel cannot be reflected: take fewer levels or the mode 'symmetric'")
+    if mode == 'periodization':  # repeats the last pixel of an odd line, then goes round
+        side = taps // 2 - 1
+        positions = np.pad(np.pad(np.arange(size), (0, odd), mode='edge'), side, mode='wrap')
+    elif taps == 2 and not odd:
+        return x
+    elif mode == 'zero':
+        pad = (taps - 2, taps - 2 + odd)
+        return F.pad(x, pad if dim == -1 else (0, 0, *pad))
+    else:
+        positions = np.pad(np.arange(size), (taps - 2, taps - 2 + odd), mode=NUMPY_MODES[mode])
+    return x if len(positions) == size else x.index_select(dim, torch.from_numpy(positions).to(x.device))
+
+
+class Decomposition(DWTForward):
+    """DWTForward of pytorch-wavelets with PyWavelets' border in every mode and the gradient autograd finds.
+
+    The package's own backward (1.3.0) leaves the extended border out, so the gradient is wrong at the rim of odd sizes
+    and of every filter longer than Haar's; it fails under autocast; its ``constant`` raises, and its ``periodization``
+    is wrong where a level is shorter than the filter. On even sizes with Haar both agree. Computes in the type of the
+    filters, float32 unless moved.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``x`` (B, C, H, W) to the approximation (B, C, h, w) and per level, finest first, details (B, C, 3, h, w)."""
+        low, high = x.to(self.h0_col.dtype), []
+        with torch.autocast(x.device.type, enabled=False):
+            for _ in range(self.J):
+                rows = self._split(low.flatten(0, 1).unsqueeze(1), self.h0_row, self.h1_row, dim=-1)
+                bands = self._split(rows.flatten(0, 1).unsqueeze(1), self.h0_col, self.h1_col, dim=-2)
+                bands = bands.reshape(*x.shape[:2], 4, *bands.shape[-2:])
+                low = bands[:, :, 0]
+                high.append(bands[:, :, 1:])
+        return low, high
+
+    def _split(self, x: Tensor, low: Tensor, high: Tensor, dim: int) -> Tensor:
+        stride = (1, 2) if dim == -1 else (2, 1)
+        return F.conv2d(extend(x, dim, low.numel(), self.mode), torch.cat([low, high]), stride=stride)  # (N, 2, h, w)
 
 
 def band_distances(low: Tensor, high: list[Tensor], reduction: str = 'mean') -> dict[str, Tensor]:
@@ -43,7 +92,8 @@ class WaveletLoss(nn.Module):
         mode: how the border is extended, as PyWavelets names it; of no effect for Haar on even sizes.
         band_weights: weights of ``LL``, ``LH``, ``HL``, ``HH`` at all levels; those not named have weight 1.
 
-    Raises ValueError for an unknown wavelet, mode, reduction or band, or a level below 1.
+    Raises ValueError for an unknown wavelet, mode, reduction or band, or a level below 1. An image may be smaller than
+    the filter: as in PyWavelets, such a level sees mostly border.
     """
 
     def __init__(
@@ -65,7 +115,7 @@ class WaveletLoss(nn.Module):
             raise ValueError(f'WaveletLoss: level is {level}, expected at least 1')
         self.loss_weight, self.reduction = loss_weight, reduction
         self.band_weights = {**dict.fromkeys(BANDS, 1.0), **(band_weights or {})}
-        self.transform = DWTForward(J=level, wave=wave, mode=mode)
+        self.transform = Decomposition(J=level, wave=wave, mode=mode)
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """``pred`` and ``target`` are (B, C, H, W) of equal shape; returns a scalar."""

@@ -10,6 +10,8 @@ from mtkd_model.distillers import DISTILLER_REGISTRY
 from mtkd_model.step import Step
 from mtkd_model.taps import find_module
 
+NOT_A_KEY = ('pix', 'percep', 'style')  # their log entries are SRModel's own losses
+
 
 class DistillerBank(nn.Module):
     """All distillation terms of an option file; ``forward(step)`` gives the losses as ``l_<key>``.
@@ -17,7 +19,7 @@ class DistillerBank(nn.Module):
     Args:
         opt: term key -> option of a distiller (``type`` and its arguments).
 
-    Raises ValueError for an unknown type or argument, naming ``train.distill.<key>``.
+    Raises ValueError for an unknown type or argument or a key that cannot serve, naming ``train.distill.<key>``.
     """
 
     def __init__(self, opt: Mapping[str, Mapping[str, Any]]) -> None:
@@ -28,9 +30,11 @@ class DistillerBank(nn.Module):
         for key, term in opt.items():
             where = f'train.distill.{key}'
             try:
-                self.terms[key] = build(DISTILLER_REGISTRY, term, where)
+                distiller = build(DISTILLER_REGISTRY, term, where)
             except ValueError as error:
                 raise _placed(error, where) from error
+            _check_key(key, where)
+            self.terms[key] = distiller
 
     @property
     def student_taps(self) -> tuple[str, ...]:
@@ -63,6 +67,7 @@ class DistillerBank(nn.Module):
 
     def build(self, step: Step) -> None:
         """Let every term make its adapters and compute one loss, so that misfits show now and by name."""
+        taken: dict[str, str] = {}
         for key, term in self.terms.items():
             try:
                 term.build(step)
@@ -71,6 +76,8 @@ class DistillerBank(nn.Module):
             except ValueError as error:
                 raise _placed(error, f'train.distill.{key}') from error
             for name, loss in losses.items():
+                if taken.setdefault(name, key) != key:
+                    raise ValueError(f'train.distill.{key}: {name} is a loss of train.distill.{taken[name]} already')
                 if loss.dim() != 0:
                     raise ValueError(f'train.distill.{key}: {name} is {tuple(loss.shape)}, a loss must be a scalar')
 
@@ -79,6 +86,14 @@ class DistillerBank(nn.Module):
         for key, term in self.terms.items():
             losses |= _named(key, term(step))
         return losses
+
+
+def _check_key(key: Any, where: str) -> None:
+    # the key becomes the name of a submodule and of an entry in the log
+    if not isinstance(key, str) or not key or '.' in key or hasattr(nn.ModuleDict, key):
+        raise ValueError(f"{where}: the name {key!r} will not do: letters, digits and '_' please")
+    if key in NOT_A_KEY:
+        raise ValueError(f'{where}: l_{key} is the log entry of a loss to the ground truth: choose another name')
 
 
 def _named(key: str, loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -110,7 +110,10 @@ class MultiTeacherSRModel(SRModel):
 
     def predict(self, net: nn.Module, lq: Tensor) -> Tensor:
         """What ``net`` makes of ``lq`` (B, 3, H, W) of any size: (B, 3, scale * H, scale * W)."""
-        return forward_padded(net, lq, self.scale, self.window)
+        try:
+            return forward_padded(net, lq, self.scale, self.window)
+        except ValueError as error:
+            raise ValueError(f'network_g: {error}') from error
 
     def make_step(self, net: nn.Module, iteration: int) -> Step:
         """Run the student and the teachers on the batch at hand and gather what the terms may ask for."""

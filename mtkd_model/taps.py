@@ -52,7 +52,8 @@ def record_taps(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, 
 
         return hook
 
-    handles = [find_module(network, path).register_forward_hook(hook_for(path)) for path in paths]
+    modules = {path: find_module(network, path) for path in paths}  # all of them, before the first hook
+    handles = [module.register_forward_hook(hook_for(path)) for path, module in modules.items()]
     try:
         yield features
     finally:

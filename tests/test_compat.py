@@ -39,9 +39,6 @@ def run_python(code: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-# ---------------------------------------------------------------------------------------------- functional_tensor
-
-
 def test_functional_tensor_is_restored_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from basicsr.data import degradations
     from torchvision.transforms import functional
@@ -63,8 +60,6 @@ def test_functional_tensor_is_left_alone_where_it_is_there(monkeypatch: pytest.M
     compat.restore_functional_tensor()
     assert FUNCTIONAL_TENSOR not in sys.modules
 
-
-# ------------------------------------------------------------------------------------------------- pkg_resources
 
 WITHOUT_PKG_RESOURCES = """
 import sys, warnings
@@ -100,18 +95,12 @@ def test_a_loaded_pkg_resources_is_put_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert 'pytorch_wavelets' in sys.modules
 
 
-# -------------------------------------------------------------------------------------------------- --local-rank
-
-
 def test_local_rank_with_a_dash_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ['train.py', '--local-rank=1', '--local-rank', '2', '--local_rank=3', '--local-ranks', 'a--local-rank']
     monkeypatch.setattr(sys, 'argv', argv)
     compat.accept_local_rank_with_a_dash()
     assert argv == ['train.py', '--local_rank=1', '--local_rank', '2', '--local_rank=3', *argv[5:]]
     assert argv[5:] == ['--local-ranks', 'a--local-rank']
-
-
-# -------------------------------------------------------------------------------------------------------- resume
 
 
 @pytest.fixture
@@ -230,9 +219,6 @@ def test_a_state_that_holds_code_is_refused_without_running_it(experiment: Path,
     assert not (tmp_path / 'ran').exists()
 
 
-# ------------------------------------------------------------------------------------------------- check_options
-
-
 @pytest.fixture
 def refuser(monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of a model that refuses every option."""
@@ -275,8 +261,6 @@ def test_models_of_others_are_neither_checked_nor_refused(options: dict[str, Any
         compat._check({'model_type': 'SRModell', 'plugin': '0.1.0'})
 
 
-# -------------------------------------------------------------------------------------------------- distribution
-
 ONE_PROCESS_GROUP = """
 import mtkd
 import torch
@@ -313,31 +297,28 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def model_with(device: str, **opt: Any) -> BaseModel:
-    return BaseModel({'num_gpu': 0, 'is_train': True, **opt}) if device == 'cpu' else None
+def model_on_cpu(**opt: Any) -> BaseModel:
+    return BaseModel({'num_gpu': 0, 'is_train': True, **opt})
 
 
 def test_a_distributed_network_on_the_cpu_is_wrapped(process_group: None) -> None:
     network = nn.Linear(2, 2)
-    wrapped = model_with('cpu', dist=True, find_unused_parameters=True).model_to_device(network)
+    wrapped = model_on_cpu(dist=True, find_unused_parameters=True).model_to_device(network)
     assert isinstance(wrapped, DistributedDataParallel)
     assert wrapped.module is network
     assert wrapped.find_unused_parameters
-    assert not model_with('cpu', dist=True).model_to_device(nn.Linear(2, 2)).find_unused_parameters
+    assert not model_on_cpu(dist=True).model_to_device(nn.Linear(2, 2)).find_unused_parameters
 
 
 def test_a_network_of_one_process_is_left_to_upstream() -> None:
     network = nn.Linear(2, 2)
-    assert model_with('cpu', dist=False).model_to_device(network) is network
+    assert model_on_cpu(dist=False).model_to_device(network) is network
 
 
 def test_a_distributed_network_on_a_gpu_is_left_to_upstream() -> None:
     model = types.SimpleNamespace(opt={'dist': True}, device=torch.device('cuda'))
     model_to_device = compat._model_to_any_device(lambda self, net: (self, net))
     assert model_to_device(model, 'network') == (model, 'network')
-
-
-# -------------------------------------------------------------------------------------------------- worker seeds
 
 
 class Draws(torch.utils.data.Dataset):
@@ -374,7 +355,26 @@ def test_ranks_of_one_torch_seed_draw_differently() -> None:
     assert len(draws) == 4
 
 
-# --------------------------------------------------------------------------------------------------------- apply
+def test_a_script_that_only_calls_the_trainer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = types.ModuleType('__main__')
+    script.train_pipeline = basicsr.train.train_pipeline
+    monkeypatch.setitem(sys.modules, '__main__', script)
+    compat.apply()
+    assert not hasattr(script, 'make_exp_dirs')
+    assert not hasattr(script, 'load_resume_state')
+
+
+def test_a_script_that_is_the_trainer_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = types.ModuleType('__main__')
+    calls = []
+    script.train_pipeline = script.load_resume_state = lambda opt: None
+    script.make_exp_dirs = calls.append
+    monkeypatch.setitem(sys.modules, '__main__', script)
+    compat.apply()
+    compat.apply()
+    assert script.load_resume_state is compat.load_resume_state
+    script.make_exp_dirs({'is_train': True})
+    assert calls == [{'is_train': True}]
 
 
 def patched() -> list[Any]:
