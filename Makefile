@@ -13,4 +13,4 @@ format:
 	ruff format . && ruff check --fix .
 
 dist:            ## wheel and sdist
-	python -m build --no-isolation
+	python setup.py -q sdist && python -m pip wheel --no-deps --no-build-isolation -w dist .

@@ -8,13 +8,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
     """Median, interquartile range and number of timings."""
-    quartiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-    low, median, high = quartiles.tolist()
+    low, median, high = np.percentile(seconds, [25, 50, 75]).tolist()
     return {'median_s': median, 'iqr_s': high - low, 'runs': len(seconds)}
 
 

@@ -2,8 +2,8 @@
 
 The second is how the authors released it: the teachers' and the aggregator's parameters ask for gradients, nothing is
 detached, and the backward pass of the wavelet loss runs through 72 M parameters whose gradients nobody uses. Student,
-losses, optimizer, batch, aggregator and weights are alike. Times are interleaved in one process; peak memory is that of a
-process for each variant (on a GPU, of the allocator), with and without what importing the libraries takes.
+losses, optimizer, batch, aggregator and weights are alike. Times are interleaved in one process; peak memory is that of
+a process for each variant (on a GPU, of the allocator), with and without what importing the libraries takes.
 """
 
 import argparse
@@ -148,8 +148,9 @@ def main(argv: list[str] | None = None) -> int:
         'what': 'MTKD stage-2 step, EDSR student, three published teachers and the aggregator, x4',
         'lq': args.lq,
     }
-    for args.batch in args.batches:
-        figures[f'batch_{args.batch}'] = {'time': measure_times(args), 'peak_memory': measure_memory(args)}
+    for batch in args.batches:
+        args.batch = batch
+        figures[f'batch_{batch}'] = {'time': measure_times(args), 'peak_memory': measure_memory(args)}
     path = args.json or ROOT / f'benchmarks/results/step_time_{args.device}.json'
     record.write(path, args.device, figures)
     print(json.dumps(figures, indent=2))

@@ -109,13 +109,17 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
 
 
 def _newest_whole_state(opt: Options) -> Path | None:
-    states = Path(opt['path']['training_states'])
-    for path in sorted(states.glob('*.state'), key=lambda path: float(path.stem), reverse=True):
+    states = [path for path in Path(opt['path']['training_states']).glob('*.state') if path.stem.isdigit()]
+    for path in sorted(states, key=lambda path: int(path.stem), reverse=True):
         broken = _first_broken([path, *Path(opt['path']['models']).glob(f'*_{path.stem}.pth')])
         missing = [name for name in _network_files(opt, path.stem) if not name.is_file()]
         if broken is None and not missing:
             return path
         warnings.warn(f'auto_resume skips {path}: {broken or missing[0]} is missing or cut short', stacklevel=2)
+    if states:  # starting anew would archive them; whoever asked to resume should decide that
+        raise ValueError(
+            f'auto_resume: no state in {states[0].parent} is whole; move that folder away, or leave --auto_resume out'
+        )
     return None
 
 

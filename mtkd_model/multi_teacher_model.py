@@ -52,6 +52,11 @@ class MultiTeacherSRModel(SRModel):
         nor the logger is changed.
         """
         opt = deepcopy(dict(opt))
+        if opt['num_gpu'] > 1 and not opt['dist'] and opt.get('teachers'):
+            raise ValueError(
+                f'num_gpu is {opt["num_gpu"]} without a launcher: set num_gpu: 1, or run '
+                f'torchrun --nproc_per_node={opt["num_gpu"]} basicsr/train.py --launcher pytorch -opt ...'
+            )
         opt.update(num_gpu=0, dist=False)
         checks.check_top_level(opt)
         checks.refuse_numbers_in_strings(opt)
@@ -66,11 +71,13 @@ class MultiTeacherSRModel(SRModel):
 
     def check_output(self) -> None:
         """Raise ValueError unless the student upsamples by ``scale``."""
-        output = self.infer(torch.rand(1, 3, PROBE_SIZE, PROBE_SIZE, device=self.device))
-        if output.shape != (1, 3, PROBE_SIZE * self.scale, PROBE_SIZE * self.scale):
-            raise ValueError(
-                f'network_g turns (1, 3, {PROBE_SIZE}, {PROBE_SIZE}) into {tuple(output.shape)}, scale is {self.scale}'
-            )
+        lq = self._random_image(1, PROBE_SIZE)
+        output, expected = self.infer(lq), (1, 3, PROBE_SIZE * self.scale, PROBE_SIZE * self.scale)
+        if output.shape != expected:
+            raise ValueError(f'network_g turns {tuple(lq.shape)} into {tuple(output.shape)}, scale is {self.scale}')
+
+    def _random_image(self, batch: int, side: int) -> Tensor:
+        return torch.rand(batch, 3, side, side, device=self.device)
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
@@ -94,8 +101,8 @@ class MultiTeacherSRModel(SRModel):
         bank.check_taps(student, {name: frozen.network for name, frozen in self.teachers.networks.items()})
         self.check_output()  # a student of another scale would show as a misfit of some term
         with torch.no_grad(), _eval_mode(student):
-            self.lq = torch.rand(2, 3, PROBE_SIZE, PROBE_SIZE, device=self.device)
-            self.gt = torch.rand(2, 3, PROBE_SIZE * self.scale, PROBE_SIZE * self.scale, device=self.device)
+            side = probe_size(self.opt['datasets']['train'].get('gt_size', 0) // self.scale)
+            self.lq, self.gt = self._random_image(2, side), self._random_image(2, side * self.scale)
             bank.build(self.make_step(student, iteration=0))
             del self.lq, self.gt
         return self.model_to_device(bank) if trainable(bank) else bank
@@ -186,7 +193,9 @@ class MultiTeacherSRModel(SRModel):
         """As BasicSR's, for every format ``read_weights`` knows and with errors that say what does not fit."""
         try:
             weights = read_weights(load_path, param_key)
-        except ValueError:  # as upstream: any file serves where the asked for key is merely absent
+        except ValueError:
+            if param_key not in ('params', 'params_ema'):  # as upstream, the usual keys stand for each other
+                raise
             weights = read_weights(load_path)
         get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}.')
         load_weights(self.get_bare_model(net), weights, strict, str(load_path))
@@ -237,6 +246,11 @@ class MultiTeacherSRModel(SRModel):
         if trainable(self.distillers):
             path = Path(self.opt['path']['models']) / f'distill_{resume_state["iter"]}.pth'
             load_weights(self.get_bare_model(self.distillers), read_weights(path, 'params'), True, str(path))
+
+
+def probe_size(patch: int) -> int:
+    """A small LR side that leaves the same rest by every window as the ``patch`` trained on, so pads alike."""
+    return patch if 0 < patch < PROBE_SIZE else PROBE_SIZE + patch % PROBE_SIZE
 
 
 def build_teachers(opt: Mapping[str, Any]) -> TeacherEnsemble | None:

@@ -20,6 +20,7 @@ import mtkd  # noqa: F401  registers the networks
 # isort: split
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from basicsr.utils import img2tensor, tensor2img
+from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 from matplotlib import pyplot as plt
@@ -52,8 +53,9 @@ def load_student(name: str) -> FrozenNetwork:
 
 
 def upscaled(lq: np.ndarray) -> np.ndarray:
-    """Bicubic upsampling of an 8-bit image."""
-    return cv2.resize(lq, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+    """Bicubic upsampling of an 8-bit image, MATLAB's kernel."""
+    larger = imresize(img2tensor(lq.astype(np.float32) / 255.0, bgr2rgb=True), SCALE)
+    return to_image(larger.unsqueeze(0))
 
 
 def to_image(output: Tensor) -> np.ndarray:
@@ -93,8 +95,8 @@ def write_table(path: Path, results: dict[str, dict[str, tuple[float, float]]], 
         label = COLUMNS.get(method, f'teacher {method}')
         lines.append(f'| {label} | {sizes.get(method, "")} | {each} | {mean[method][0]:.2f} | {mean[method][1]:.4f} |')
     gain = mean['mtkd'][0] - mean['scratch'][0]
-    verdict = 'MTKD beats the control' if gain > 0 else 'MTKD does NOT beat the control'
-    lines += ['', f'{verdict} by {gain:+.2f} dB: one run, one seed, {len(photos)} held-out photographs.', '']
+    verdict = f'beats the control by {gain:.2f} dB' if gain > 0 else f'does not beat the control: {gain:.2f} dB'
+    lines += ['', f'MTKD {verdict}; one run, one seed, {len(photos)} held-out photographs.', '']
     path.write_text('\n'.join(lines))
     return '\n'.join(lines)
 

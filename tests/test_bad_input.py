@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import build_arch, small_network, stage_one
 
+from mtkd_model.multi_teacher_model import MultiTeacherSRModel
+
 Options = dict[str, Any]
 
 
@@ -262,3 +264,38 @@ def test_a_resume_state_that_does_not_exist_is_named(options: Options, refusal: 
 def test_pretrained_weights_that_do_not_exist_are_named(options: Options, refusal: Callable[..., str]) -> None:
     options['path']['pretrain_network_g'] = 'nowhere/student.pth'
     assert 'nowhere/student.pth' in refusal(options, FileNotFoundError)
+
+
+def test_several_gpus_without_a_launcher_are_refused(options: Options) -> None:
+    options.update(num_gpu=8, dist=False, is_train=True)
+    with pytest.raises(ValueError, match=r'num_gpu is 8 without a launcher.*torchrun --nproc_per_node=8'):
+        MultiTeacherSRModel.check_options(options)
+
+
+def test_tokens_of_a_padded_patch_are_refused_before_training(options: Options, refusal: Callable[..., str]) -> None:
+    options['network_g'] = small_network('swinir')
+    options['datasets']['train']['gt_size'] = 80  # LR of 20: SwinIR pads it to 24
+    options['train']['distill']['hint'] = {'type': 'FitNetDistiller', 'taps': {'norm': 'edsr/body.-1'}}
+    assert 'train.distill.hint' in refusal(options)
+
+
+def test_auto_resume_refuses_to_start_anew_when_every_state_is_broken(
+    options: Options, train: Callable[..., Path]
+) -> None:
+    experiment = train(options)
+    for state in (experiment / 'training_states').iterdir():
+        state.write_bytes(state.read_bytes()[:100])
+    before = sorted(experiment.rglob('*'))
+    with (
+        pytest.warns(UserWarning, match='auto_resume skips'),
+        pytest.raises(ValueError, match=r'no state in .* is whole'),
+    ):
+        train(options, '--auto_resume')
+    assert sorted(experiment.rglob('*')) == before
+
+
+def test_a_mistyped_param_key_of_the_student_is_refused(
+    options: Options, refusal: Callable[..., str], teacher_files: dict[str, Path]
+) -> None:
+    options['path'].update(pretrain_network_g=str(teacher_files['edsr']), param_key_g='params_emma')
+    assert "no param_key 'params_emma'; its top-level keys: params" in refusal(options)

@@ -32,7 +32,7 @@ class FitNetDistiller(Distiller):
         self, taps: Mapping[str, str], loss: Mapping[str, Any] | None = None, loss_weight: float = 1.0
     ) -> None:
         super().__init__(loss_weight)
-        if not isinstance(taps, Mapping) or not taps:
+        if not isinstance(taps, Mapping) or not taps or not all(isinstance(path, str) for path in taps.values()):
             raise ValueError(f'taps should map student paths to <teacher>/<path>; it is {taps!r}')
         self.taps = dict(taps)
         self.student_taps, self.teacher_taps = tuple(self.taps), tuple(self.taps.values())
