@@ -58,6 +58,10 @@ class TeacherEnsemble(nn.Module):
         if set(aggregator) - {'inputs'}:  # inputs alone order the stack of stage 1
             self.aggregator = _build_aggregator(aggregator, self.inputs, random_weights)
 
+    def bare(self) -> dict[str, nn.Module]:
+        """The teachers' networks themselves by name, without padding and precision."""
+        return {name: frozen.network for name, frozen in self.networks.items()}
+
     def run_teacher(self, name: str, lq: Tensor) -> Tensor:
         """Output of one teacher for ``lq`` (B, 3, H, W): (B, 3, scale * H, scale * W)."""
         try:

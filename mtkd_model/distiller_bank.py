@@ -1,9 +1,10 @@
 """The ``distill:`` section as one module: builds the terms, knows their taps, sums nothing, names every loss."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mtkd.checks import build, nearest
 from mtkd_model.distillers import DISTILLER_REGISTRY
@@ -49,6 +50,18 @@ class DistillerBank(nn.Module):
     def taps_of(self, teacher: str) -> tuple[str, ...]:
         """Module paths tapped in one teacher."""
         return tuple(path.partition('/')[2] for path in self.teacher_taps if path.partition('/')[0] == teacher)
+
+    def own_optimizers(self) -> list[Optimizer]:
+        """Optimizers of the terms that train parts of theirs themselves."""
+        return [optimizer for term in self.terms.values() for optimizer in term.own_optimizers()]
+
+    def choose_taps(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
+        """Let every term choose the taps its option leaves open."""
+        for key, term in self.terms.items():
+            try:
+                term.choose_taps(student, teachers)
+            except ValueError as error:
+                raise _placed(error, f'train.distill.{key}') from error
 
     def check_taps(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
         """Raise ValueError for a tap that does not exist, naming the term and what there is."""
@@ -107,9 +120,14 @@ def _placed(error: ValueError, where: str) -> ValueError:
 
 
 def trainable(module: nn.Module | None) -> list[nn.Parameter]:
-    """The parameters of ``module`` that want a gradient; none of None."""
-    return [parameter for parameter in _parameters(module) if parameter.requires_grad]
+    """The parameters of ``module`` that want a gradient from the model's own optimizer; none of None."""
+    if module is None:
+        return []
+    others = {id(parameter) for parameter in self_trained(module)}
+    return [p for p in module.parameters() if p.requires_grad and id(p) not in others]
 
 
-def _parameters(module: nn.Module | None) -> Iterable[nn.Parameter]:
-    return () if module is None else module.parameters()
+def self_trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the terms of a bank (also a wrapped one) train by optimizers of their own."""
+    optimizers = getattr(getattr(module, 'module', module), 'own_optimizers', list)()
+    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group['params']]

@@ -14,13 +14,14 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mtkd import checks
 from mtkd_arch.frozen_network import forward_padded
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble, window_of
 from mtkd_arch.weights import load_weights, read_weights
 from mtkd_model.checkpoint import save_whole
-from mtkd_model.distiller_bank import DistillerBank, trainable
+from mtkd_model.distiller_bank import DistillerBank, self_trained, trainable
 from mtkd_model.step import Step
 from mtkd_model.taps import record_taps
 
@@ -98,14 +99,20 @@ class MultiTeacherSRModel(SRModel):
         student = self.get_bare_model(self.net_g)
         self.teachers.to(self.device)
         self.distillers = bank = DistillerBank(opt).to(self.device)
-        bank.check_taps(student, {name: frozen.network for name, frozen in self.teachers.networks.items()})
+        bank.choose_taps(student, self.teachers.bare())
+        bank.check_taps(student, self.teachers.bare())
         self.check_output()  # a student of another scale would show as a misfit of some term
         with torch.no_grad(), _eval_mode(student):
             side = probe_size(self.opt['datasets']['train'].get('gt_size', 0) // self.scale)
             self.lq, self.gt = self._random_image(2, side), self._random_image(2, side * self.scale)
             bank.build(self.make_step(student, iteration=0))
             del self.lq, self.gt
-        return self.model_to_device(bank) if trainable(bank) else bank
+        if not trainable(bank):
+            return bank
+        others = {id(parameter) for parameter in self_trained(bank)}
+        ignored = [name for name, parameter in bank.named_parameters() if id(parameter) in others]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(bank, ignored)
+        return self.model_to_device(bank)
 
     def setup_optimizers(self) -> None:
         optim_opt = dict(self.opt['train']['optim_g'])
@@ -114,6 +121,8 @@ class MultiTeacherSRModel(SRModel):
             groups.append({'params': trainable(self.distillers), **self.opt['train'].get('optim_distill', {})})
         self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), groups, **optim_opt)
         self.optimizers.append(self.optimizer_g)
+        if self.distillers is not None:
+            self.optimizers.extend(self.get_bare_model(self.distillers).own_optimizers())
 
     def predict(self, net: nn.Module, lq: Tensor) -> Tensor:
         """What ``net`` makes of ``lq`` (B, 3, H, W) of any size: (B, 3, scale * H, scale * W)."""
@@ -142,8 +151,11 @@ class MultiTeacherSRModel(SRModel):
             student_taps=student_taps,
             teacher_taps={f'{name}/{path}': value for name, taps_ in taps.items() for path, value in taps_.items()},
             iteration=iteration,
+            scale=self.scale,
             run_student=lambda lq: self.predict(net, lq),
             run_teacher=self.teachers.run_teacher,
+            student_network=self.get_bare_model(net),
+            teacher_networks=self.teachers.bare(),
         )
 
     def compute_losses(self, iteration: int) -> dict[str, Tensor]:
@@ -205,9 +217,12 @@ class MultiTeacherSRModel(SRModel):
         networks = {'params': self.net_g, 'params_ema': getattr(self, 'net_g_ema', None)}
         networks = {key: net for key, net in networks.items() if net is not None}
         self.save_network(list(networks.values()), 'net_g', current_iter, param_key=list(networks))
-        if trainable(self.distillers):
+        if self._has_distiller_parameters():
             self.save_network(self.distillers, 'distill', current_iter)
         self.save_training_state(epoch, current_iter)
+
+    def _has_distiller_parameters(self) -> bool:
+        return self.distillers is not None and any(True for _ in self.distillers.parameters())
 
     def metadata(self) -> dict[str, Any]:
         """What is stored beside the weights of ``net_g`` under the key ``mtkd``."""
@@ -243,7 +258,7 @@ class MultiTeacherSRModel(SRModel):
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        if trainable(self.distillers):
+        if self._has_distiller_parameters():
             path = Path(self.opt['path']['models']) / f'distill_{resume_state["iter"]}.pth'
             load_weights(self.get_bare_model(self.distillers), read_weights(path, 'params'), True, str(path))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,11 @@ class Step:
         student_taps: the student's tapped features by module path, with gradient.
         teacher_taps: the teachers' tapped features by ``<teacher>/<module path>``.
         iteration: current iteration, from 1; 0 while the distillers are being built.
+        scale: upsampling factor.
         run_student: the student on another input, with gradient.
-        run_teacher: a teacher, by name, on another input.
+        run_teacher: a teacher, by name, on another input, without gradient.
+        student_network: the student itself (not its wrapper), for methods that reach into it.
+        teacher_networks: the teachers themselves by name, frozen; gradients may pass through them.
     """
 
     lq: Tensor
@@ -30,5 +33,8 @@ class Step:
     student_taps: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_taps: Mapping[str, Tensor] = field(default_factory=dict)
     iteration: int = 0
+    scale: int = 1
     run_student: Callable[[Tensor], Tensor] | None = None
     run_teacher: Callable[[str, Tensor], Tensor] | None = None
+    student_network: nn.Module | None = None
+    teacher_networks: Mapping[str, nn.Module] = field(default_factory=dict)
