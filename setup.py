@@ -6,7 +6,11 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-OPTION_FOLDERS = ['mtkd.options', 'mtkd.options.baselines', 'mtkd.options.quickstart', 'mtkd.options.test']
+OPTION_FOLDERS = sorted(
+    '.'.join(('mtkd', *folder.relative_to(ROOT).parts))
+    for folder in (ROOT / 'options', *(ROOT / 'options').rglob('*'))
+    if folder.is_dir()
+)
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text(encoding='utf-8')).group(1)
 
 setup(

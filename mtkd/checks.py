@@ -112,7 +112,16 @@ def check_top_level(opt: Mapping[str, Any]) -> None:
                 raise ValueError(f"unknown key '{key}' in {where}: did you mean '{close[0]}'?")
 
 
-TRAIN_KEYS = ('distill', 'pixel_opt', 'perceptual_opt', 'optim_g', 'optim_distill', 'scheduler', 'total_iter')
+TRAIN_KEYS = (
+    'distill',
+    'init_from_teacher',
+    'pixel_opt',
+    'perceptual_opt',
+    'optim_g',
+    'optim_distill',
+    'scheduler',
+    'total_iter',
+)
 KNOWN_ELSEWHERE = ('network_d', 'optim_d', 'gan_opt')
 
 

@@ -22,6 +22,7 @@ from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble, window_of
 from mtkd_arch.weights import load_weights, read_weights
 from mtkd_model.checkpoint import save_whole
 from mtkd_model.distiller_bank import DistillerBank, self_trained, trainable
+from mtkd_model.slice_init import start_from_teacher
 from mtkd_model.step import Step
 from mtkd_model.taps import record_taps
 
@@ -33,8 +34,9 @@ class MultiTeacherSRModel(SRModel):
     """Trains ``network_g`` with BasicSR's losses and the terms under ``train.distill``, taught by ``teachers``.
 
     Options beyond SRModel's: ``teachers`` and ``aggregator`` (see TeacherEnsemble), ``train.distill`` (see
-    DistillerBank) and ``train.optim_distill`` (``lr`` and the like for the distillers' own parameters). Without
-    teachers and terms it trains from scratch. Validation pads to the student's window, as training does.
+    DistillerBank), ``train.optim_distill`` (``lr`` and the like for the distillers' own parameters) and
+    ``train.init_from_teacher`` (see slice_init). Without teachers and terms it trains from scratch. Validation pads to
+    the student's window, as training does.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -82,6 +84,8 @@ class MultiTeacherSRModel(SRModel):
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
+        if train_opt.get('init_from_teacher'):
+            self._init_from_teacher(train_opt['init_from_teacher'])
         if train_opt.get('distill'):
             self.distillers = self._build_distillers(train_opt['distill'])
         without_ground_truth = not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt'))
@@ -92,6 +96,16 @@ class MultiTeacherSRModel(SRModel):
         super().init_training_settings()
         if without_ground_truth:
             self.cri_pix = None
+
+    def _init_from_teacher(self, opt: Mapping[str, Any]) -> None:
+        paths = self.opt['path']
+        if paths.get('resume_state'):
+            return
+        if paths.get('pretrain_network_g'):
+            raise ValueError(
+                'train.init_from_teacher and path.pretrain_network_g both start the student: leave one out'
+            )
+        start_from_teacher(self.get_bare_model(self.net_g), opt, self.teachers.bare() if self.teachers else {})
 
     def _build_distillers(self, opt: Mapping[str, Mapping[str, Any]]) -> nn.Module:
         if self.teachers is None:

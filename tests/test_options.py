@@ -23,13 +23,16 @@ Options = dict[str, Any]
 FILES = sorted(path.relative_to(REPO / 'options').as_posix() for path in (REPO / 'options').rglob('*.yml'))
 TRAINING = [name for name in FILES if not name.startswith('test/')]
 NARROW = {'num_feat': 8, 'squeeze_factor': 4, 'embed_dim': 12}
+ENCODER = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
 
 
 def narrowed(network: Options) -> Options:
     """The network of an option at full depth and a fraction of its width."""
     network = {key: NARROW.get(key, value) for key, value in network.items()}
+    if 'network' in network:
+        network['network'] = narrowed(network['network'])
     if 'num_heads' in network:
-        network['num_heads'] = [2] * len(network['num_heads'])
+        network['num_heads'] = [2] * len(network['depths'])
     return network
 
 
@@ -83,6 +86,9 @@ def toy(options: Options, data: Path, weights: Callable[..., str]) -> Options:
         aggregator['path'] = weights(aggregator['network'], inputs=list(aggregator['inputs']))
     if options['path'].get('pretrain_network_g'):
         options['path']['pretrain_network_g'] = weights(options['network_g'])
+    for term in options.get('train', {}).get('distill', {}).values():
+        if 'encoder' in term:  # VGG19, 550 MB that users fetch
+            term['encoder'] = {'network': ENCODER, 'path': weights(ENCODER), 'taps': ['body.0', 'conv_after_body']}
     for dataset in options['datasets'].values():
         part = 'train' if dataset['phase'] == 'train' else 'val'
         end = '.lmdb' if part == 'train' else ''
@@ -113,6 +119,14 @@ def test_a_file_that_differs_from_its_template_is_found(
     ]
 
 
+def test_files_of_the_users_own_need_no_template(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(make_options, 'ROOT', tmp_path)
+    assert make_options.main([]) == 0
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own/train_edsr_x4_sp.yml').write_text('name: mine')
+    assert make_options.main(['--check']) == 0
+
+
 @pytest.mark.parametrize('name', FILES)
 def test_every_file_registers_the_plugin_and_has_a_name_of_its_own(name: str) -> None:
     options = read_option(REPO / 'options' / name)
@@ -127,6 +141,7 @@ def test_every_scale_has_data_roots_and_networks_of_its_own(scale: int) -> None:
         options = read_option(REPO / 'options' / name)
         assert options['scale'] == scale
         networks = [options['network_g'], *(t['network'] for t in options.get('teachers', {}).values())]
+        networks += [network['network'] for network in networks if 'network' in network]
         assert {network['upscale'] for network in networks} == {scale}
         for dataset in options['datasets'].values():
             assert f'LRbicx{scale}' in dataset['dataroot_lq']
@@ -134,24 +149,37 @@ def test_every_scale_has_data_roots_and_networks_of_its_own(scale: int) -> None:
             assert metric['crop_border'] == scale
 
 
+def patch(options: Options) -> int:
+    """The smallest ``gt_size`` that the windows of the networks and the terms allow."""
+    scale = options['scale']
+    zoomed_out = 'dukd' in options['train'].get('distill', {}) and options['network_g']['type'] == 'SwinIR'
+    return scale * max(16, 8 * scale if zoomed_out else 0)  # two windows; DUKD's smaller images fill one
+
+
+def two_steps(model: Any, train_set: Options) -> None:
+    """Two optimizer steps on batches of two patches."""
+    images = build_dataset(train_set)
+    for iteration in (1, 2):
+        model.update_learning_rate(iteration)
+        samples = images[iteration], images[iteration + 1]
+        model.feed_data({key: torch.stack([sample[key] for sample in samples]) for key in ('lq', 'gt')})
+        model.optimize_parameters(iteration)
+
+
 @pytest.mark.parametrize('name', TRAINING)
 def test_every_training_file_takes_two_steps(
     name: str, parsed: Callable[..., Options], data: Path, weights: Callable[..., str], few_threads: None
 ) -> None:
     options = toy(parsed(name), data, weights)
-    train_set = options['datasets']['train']
-    train_set['gt_size'] = {2: 32, 3: 48, 4: 64}[options['scale']]  # LR of 16, two windows
+    options['datasets']['train']['gt_size'] = patch(options)
     model = MODEL_REGISTRY.get(options['model_type'])(options)
-    images = build_dataset(train_set)
     before = copy.deepcopy(model.net_g.state_dict())
-    for iteration in (1, 2):
-        model.update_learning_rate(iteration)
-        sample = images[iteration]
-        model.feed_data({key: sample[key].unsqueeze(0) for key in ('lq', 'gt')})
-        model.optimize_parameters(iteration)
+    two_steps(model, options['datasets']['train'])
     log = model.get_current_log()
-    assert set(log) == {'l_pix', *(f'l_{key}' for key in options['train'].get('distill', {}))}
-    assert all(0 < value < 10 for value in log.values())
+    terms = ['l_pix', *(f'l_{key}' for key in options['train'].get('distill', {}))]
+    terms += ['l_heads'] if options['model_type'] == 'HierarchicalModel' else []
+    assert {next(term for term in terms if entry.startswith(term)) for entry in log} == set(terms)
+    assert all(0 < value < 10 for value in log.values()), log
     assert any(not torch.equal(before[key], value) for key, value in model.net_g.state_dict().items())
 
 
@@ -166,6 +194,30 @@ def test_every_test_file_gives_an_image_of_the_right_size(
     model.feed_data({'lq': lq})
     model.test()
     assert model.output.shape == (1, 3, 20 * options['scale'], 13 * options['scale'])
+
+
+METHODS = ('kd', 'at', 'fakd', 'dukd', 'crosskd', 'mkd', 'hkdsr', 'csd', 'mipkd', 'scratch')
+
+
+def test_every_method_is_there_for_every_student_and_scale() -> None:
+    files = {
+        f'baselines/{m}/train_{s}_x{x}_{m}.yml' for m in METHODS for s in ('edsr', 'rcan', 'swinir') for x in (2, 3, 4)
+    }
+    assert files <= set(FILES)
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if name.startswith('baselines/')])
+def test_a_baseline_differs_from_mtkd_in_teachers_and_losses_alone(name: str) -> None:
+    student, scale = name.split('_')[1:3]
+    infix = '' if student in ('edsr', 'mambalite') else f'{student}_'
+    options = read_option(REPO / 'options' / name)
+    mtkd_options = read_option(REPO / f'options/train_mtkd_{infix}{scale}.yml')
+    assert len(options.get('teachers', {})) == (0 if 'scratch' in name or name.endswith('_teacher.yml') else 1)
+    if student != 'mambalite' and options['model_type'] == 'MultiTeacherSRModel':
+        assert options['network_g'] == mtkd_options['network_g']
+    assert options['datasets'] == mtkd_options['datasets']
+    for key in ('ema_decay', 'optim_g', 'scheduler', 'total_iter', 'warmup_iter'):
+        assert options['train'][key] == mtkd_options['train'][key]
 
 
 PUBLISHED = {  # millions of parameters, as the papers and design give them

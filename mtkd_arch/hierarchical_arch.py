@@ -1,0 +1,153 @@
+"""A super-resolution network with heads that turn features inside it into images: the teacher of HKDSR."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from mtkd.checks import build
+from mtkd_arch.frozen_network import forward_padded
+
+BODIES = ('body', 'layers')  # EDSR and RCAN; SwinIR
+
+
+class UpsamplingHead(nn.Sequential):
+    """A convolution and a pixel shuffle: features (B, C, h, w) to an image (B, 3, scale * h, scale * w).
+
+    The image is divided by the ``img_range`` of ``network`` and its ``mean`` added, as BasicSR's networks do with their
+    output: the features of EDSR and RCAN are of the magnitude of 255.
+    """
+
+    def __init__(self, channels: int, scale: int, network: nn.Module) -> None:
+        super().__init__(nn.Conv2d(channels, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        self.img_range = float(getattr(network, 'img_range', 1.0))
+        mean = getattr(network, 'mean', None)
+        mean = mean.detach().clone() if isinstance(mean, Tensor) and mean.shape == (1, 3, 1, 1) else torch.zeros(1)
+        self.register_buffer('mean', mean, persistent=False)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return super().forward(feature) / self.img_range + self.mean
+
+
+def image_of(head: UpsamplingHead, feature: Tensor, height: int, width: int, window: int) -> Tensor:
+    """The intermediate SR image (B, 3, s * height, s * width) that ``head`` makes of a tap, tokens or map.
+
+    ``height`` and ``width`` are those of LQ, ``window`` that to which the network pads it: what padding added to the
+    feature is cropped from the image.
+    """
+    convolution, shuffle = head
+    image = head(_as_map(feature, height, width, window).to(convolution.weight.dtype))
+    return image[..., : height * shuffle.upscale_factor, : width * shuffle.upscale_factor]
+
+
+@ARCH_REGISTRY.register()
+class HierarchicalSR(nn.Module):
+    """``network`` with an :class:`UpsamplingHead` at each of ``taps``, which give intermediate SR images.
+
+    HKDSR (Neurocomputing 554:126592, 2023, https://doi.org/10.1016/j.neucom.2023.126592) pre-trains its teacher with
+    several intermediate upsampling layers. Its text was not readable to us, so the form of the heads and their places
+    are ours. ``forward`` gives the output of ``network`` alone, so that this is a teacher or a student like any other;
+    it pads to the window of ``network`` by itself. :func:`strip_heads` takes the heads off.
+
+    Args:
+        network: option of the network, such as ``{type: EDSR, ...}``.
+        upscale: its upsampling factor.
+        taps: module paths in ``network``, first to last; None takes those after 1/3, 2/3 and 3/3 of its body.
+
+    Raises ValueError for an unknown network or path, one that upsamples by another factor, and for ``taps: null``
+    where ``network`` has no body that we know.
+    """
+
+    def __init__(self, network: Mapping[str, Any], upscale: int, taps: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.network = build(ARCH_REGISTRY, network, 'network')
+        self.upscale, self.window = upscale, int(network.get('window_size', 1))
+        self.taps = tuple(taps) if taps else _thirds_of_the_body(self.network)
+        side = max(self.window, 8)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _recorded(self) as features:
+            self(torch.zeros(1, 3, side, side))
+        widths = [_as_map(features[path], side, side, self.window).shape[1] for path in self.taps]
+        self.heads = nn.ModuleList(UpsamplingHead(channels, upscale, self.network) for channels in widths)
+
+    @property
+    def tap_paths(self) -> tuple[str, ...]:
+        """The module paths, seen from this module, whose outputs :meth:`intermediate` wants."""
+        return tuple(f'network.{path}' for path in self.taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (B, 3, H, W), RGB in [0, 1], to (B, 3, upscale * H, upscale * W)."""
+        return forward_padded(self.network, x, self.upscale, self.window)
+
+    def intermediate(self, features: Mapping[str, Tensor], height: int, width: int) -> list[Tensor]:
+        """The heads' SR images from the ``features`` at :attr:`tap_paths`, for an LQ of ``height`` x ``width``."""
+        pairs = zip(self.heads, self.tap_paths, strict=True)
+        return [image_of(head, features[path], height, width, self.window) for head, path in pairs]
+
+    def forward_all(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output and the intermediate SR images, first to last, all (B, 3, upscale * H, upscale * W)."""
+        with _recorded(self) as features:
+            output = self(x)
+        features = {f'network.{path}': feature for path, feature in features.items()}
+        return output, self.intermediate(features, *x.shape[-2:])
+
+
+def strip_heads(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the network inside, without the heads; raises ValueError where there is none."""
+    stripped = {name.removeprefix('network.'): v for name, v in state_dict.items() if name.startswith('network.')}
+    if not stripped or not any(name.startswith('heads.') for name in state_dict):
+        names = ', '.join(list(state_dict)[:3]) or 'none'
+        raise ValueError(f'no weights of a HierarchicalSR (network.*, heads.*): the first names are {names}')
+    return stripped
+
+
+def _thirds_of_the_body(network: nn.Module) -> tuple[str, ...]:
+    for name in BODIES:
+        blocks = list(dict(getattr(network, name, nn.Module()).named_children()))
+        if blocks:
+            ends = (max((2 * part * len(blocks) + 3) // 6, 1) - 1 for part in (1, 2, 3))  # whole blocks, half up
+            return tuple(dict.fromkeys(f'{name}.{blocks[end]}' for end in ends))
+    raise ValueError(
+        f'taps: {type(network).__name__} has no {" or ".join(BODIES)} to divide into thirds: name the modules under '
+        f'taps. It has: {", ".join(dict(network.named_children()))}'
+    )
+
+
+def _as_map(feature: Tensor, height: int, width: int, window: int) -> Tensor:
+    padded = (height + -height % window, width + -width % window)
+    if feature.dim() == 3 and feature.shape[1] == padded[0] * padded[1]:
+        return feature.transpose(1, 2).unflatten(2, padded)
+    if feature.dim() != 4 or feature.shape[2:] != padded:
+        raise ValueError(
+            f'taps: a feature {tuple(feature.shape)} is neither a map nor tokens of {padded[0]} x {padded[1]}: '
+            'choose one before the upsampling'
+        )
+    return feature
+
+
+@contextlib.contextmanager
+def _recorded(module: HierarchicalSR) -> Iterator[dict[str, Tensor]]:
+    """Clones of what the taps give: EDSR and RCAN add their long skip in place."""
+    features: dict[str, Tensor] = {}
+
+    def hook_for(path: str):
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            features[path] = output.clone()
+
+        return hook
+
+    handles = [_module_at(module.network, path).register_forward_hook(hook_for(path)) for path in module.taps]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _module_at(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError as error:
+        raise ValueError(f"taps: '{path}' does not exist in {type(network).__name__}: {error}") from error

@@ -1,0 +1,35 @@
+"""Which teachers a term listens to, and how much: the ``teachers`` argument that several methods share."""
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from mtkd.checks import nearest
+from mtkd_model.step import Step
+
+Teachers = Mapping[str, float] | str | None
+
+
+def weights_of(teachers: Teachers, available: Collection[str], target: bool = False) -> dict[str, float]:
+    """Weight by teacher: of a mapping as it is, 1 for one name, and for None every teacher with an equal share.
+
+    With ``target`` the aggregated target may be named, and stands for None. Raises ValueError for a name that is
+    neither, a weight that is no number and a mapping without teachers.
+    """
+    names = ('target', *available) if target else tuple(available)
+    if teachers is None:
+        return {'target': 1.0} if target else {name: 1 / len(names) for name in names}
+    weights = {teachers: 1.0} if isinstance(teachers, str) else teachers
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f'teachers should be a name or map names to weights; it is {teachers!r}')
+    for name, weight in weights.items():
+        if name not in names:
+            raise ValueError(f"teacher '{name}' is unknown: {nearest(name, names)}Available: {', '.join(names)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ValueError(f"the weight of teacher '{name}' should be a number; it is {weight!r}")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def output_of(step: Step, name: str) -> Tensor:
+    """The output of the teacher ``name``, or the target of that name."""
+    return step.target if name == 'target' else step.teachers[name]
