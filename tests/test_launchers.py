@@ -79,7 +79,8 @@ def checkout(tmp_path: Path) -> Path:
     changed = copy / 'data/degradations.py'
     changed.write_text(changed.read_text().replace(IMPORT_OF_THE_RELEASE, IMPORT_OF_MASTER))
     for path in copy.rglob('*.py'):
-        lines = zip(path.open(), (installed / path.relative_to(copy)).open(), strict=True)
+        texts = (path.read_text(), (installed / path.relative_to(copy)).read_text())
+        lines = zip(*(text.splitlines(keepends=True) for text in texts), strict=True)
         found = [pair for pair in lines if pair[0] != pair[1]]
         assert found in ([], [(IMPORT_OF_MASTER, IMPORT_OF_THE_RELEASE)] if path == changed else []), path
     return copy.parent

@@ -26,13 +26,13 @@ QUICKSTART_VAL = """\
 """
 
 QUICK_TEACHERS = {
-    'edsr': EDSR.format(48, 6, 4, 1),
-    'rcan': RCAN.format(32, 3, 3, 8, 4),
+    'edsr': EDSR.format(32, 6, 4, 1),
+    'rcan': RCAN.format(24, 3, 3, 8, 4),
     'swinir': SWINIR.format(4, 16, '[2, 2, 2]', 36, '[4, 4, 4]', 'pixelshuffledirect'),
 }
 QUICK_AGGREGATOR = DCTSWIN.format(4, 24, '[2, 2]', '[4, 4]')
 QUICK_STUDENT = EDSR.format(16, 4, 4, 1)
-QUICK_ITERATIONS = {'edsr': 1500, 'rcan': 1500, 'swinir': 900, 'aggregator': 500, 'student': 2500}
+QUICK_ITERATIONS = {'edsr': 1200, 'rcan': 1100, 'swinir': 750, 'aggregator': 300, 'student': 900}
 
 
 def quick_file(what: str, name: str, model: str, teachers: str, network: str, losses: str, iterations: int) -> str:
