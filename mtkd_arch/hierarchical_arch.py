@@ -9,9 +9,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mtkd.checks import build
+from mtkd_arch.default_taps import body_taps
+from mtkd_arch.feature_maps import as_map, lq_map, window_in
 from mtkd_arch.frozen_network import forward_padded
-
-BODIES = ('body', 'layers')  # EDSR and RCAN; SwinIR
 
 
 class UpsamplingHead(nn.Sequential):
@@ -39,7 +39,7 @@ def image_of(head: UpsamplingHead, feature: Tensor, height: int, width: int, win
     feature is cropped from the image.
     """
     convolution, shuffle = head
-    image = head(_as_map(feature, height, width, window).to(convolution.weight.dtype))
+    image = head(as_map(feature, height, width, window).to(convolution.weight.dtype))
     return image[..., : height * shuffle.upscale_factor, : width * shuffle.upscale_factor]
 
 
@@ -55,21 +55,21 @@ class HierarchicalSR(nn.Module):
     Args:
         network: option of the network, such as ``{type: EDSR, ...}``.
         upscale: its upsampling factor.
-        taps: module paths in ``network``, first to last; None takes those after 1/3, 2/3 and 3/3 of its body.
+        taps: module paths in ``network``, first to last; None takes ``body_taps``, each once.
 
     Raises ValueError for an unknown network or path, one that upsamples by another factor, and for ``taps: null``
-    where ``network`` has no body that we know.
+    where ``network`` has no default taps.
     """
 
     def __init__(self, network: Mapping[str, Any], upscale: int, taps: Sequence[str] | None = None) -> None:
         super().__init__()
         self.network = build(ARCH_REGISTRY, network, 'network')
-        self.upscale, self.window = upscale, int(network.get('window_size', 1))
-        self.taps = tuple(taps) if taps else _thirds_of_the_body(self.network)
+        self.upscale, self.window = upscale, window_in(self.network)
+        self.taps = tuple(dict.fromkeys(taps or body_taps(self.network)))
         side = max(self.window, 8)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _recorded(self) as features:
             self(torch.zeros(1, 3, side, side))
-        widths = [_as_map(features[path], side, side, self.window).shape[1] for path in self.taps]
+        widths = [lq_map(features[path], side, side, self.window).shape[1] for path in self.taps]
         self.heads = nn.ModuleList(UpsamplingHead(channels, upscale, self.network) for channels in widths)
 
     @property
@@ -101,30 +101,6 @@ def strip_heads(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = ', '.join(list(state_dict)[:3]) or 'none'
         raise ValueError(f'no weights of a HierarchicalSR (network.*, heads.*): the first names are {names}')
     return stripped
-
-
-def _thirds_of_the_body(network: nn.Module) -> tuple[str, ...]:
-    for name in BODIES:
-        blocks = list(dict(getattr(network, name, nn.Module()).named_children()))
-        if blocks:
-            ends = (max((2 * part * len(blocks) + 3) // 6, 1) - 1 for part in (1, 2, 3))  # whole blocks, half up
-            return tuple(dict.fromkeys(f'{name}.{blocks[end]}' for end in ends))
-    raise ValueError(
-        f'taps: {type(network).__name__} has no {" or ".join(BODIES)} to divide into thirds: name the modules under '
-        f'taps. It has: {", ".join(dict(network.named_children()))}'
-    )
-
-
-def _as_map(feature: Tensor, height: int, width: int, window: int) -> Tensor:
-    padded = (height + -height % window, width + -width % window)
-    if feature.dim() == 3 and feature.shape[1] == padded[0] * padded[1]:
-        return feature.transpose(1, 2).unflatten(2, padded)
-    if feature.dim() != 4 or feature.shape[2:] != padded:
-        raise ValueError(
-            f'taps: a feature {tuple(feature.shape)} is neither a map nor tokens of {padded[0]} x {padded[1]}: '
-            'choose one before the upsampling'
-        )
-    return feature
 
 
 @contextlib.contextmanager

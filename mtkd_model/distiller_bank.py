@@ -55,6 +55,18 @@ class DistillerBank(nn.Module):
         """Optimizers of the terms that train parts of theirs themselves."""
         return [optimizer for term in self.terms.values() for optimizer in term.own_optimizers()]
 
+    def check_setting(self, has_teachers: bool, batch: int) -> None:
+        """Raise ValueError for a term that lacks teachers, or other images in its batch."""
+        for key, term in self.terms.items():
+            where, name = f'train.distill.{key}', type(term).__name__
+            if term.needs_teachers and not has_teachers:
+                raise ValueError(f'{where}: {name} needs teachers: the option file has no teachers section')
+            if batch < term.smallest_batch:
+                raise ValueError(
+                    f'{where}: {name} needs several images in a batch: '
+                    f'set datasets.train.batch_size_per_gpu, now {batch}, to at least {term.smallest_batch}'
+                )
+
     def choose_taps(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
         """Let every term choose the taps its option leaves open."""
         for key, term in self.terms.items():

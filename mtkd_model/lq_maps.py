@@ -1,9 +1,9 @@
-"""Taps as maps of the size of LQ, whatever a network padded its input to."""
+"""Taps as maps without the padding to a network's window."""
 
 from torch import Tensor
 
+from mtkd_arch.feature_maps import lq_map, unpadded_map, window_in
 from mtkd_model.step import Step
-from mtkd_model.teacher_tails import map_of_tap, window_in
 
 STUDENT = ''
 
@@ -14,18 +14,22 @@ def windows(step: Step) -> dict[str, int]:
     return {name: window_in(network) for name, network in networks.items() if network is not None}
 
 
-def student_map(step: Step, path: str, windows: dict[str, int]) -> Tensor:
-    """A tap of the student as (B, C, H, W) with LQ's height and width; raises ValueError for one of another size."""
-    return _placed(step.student_taps[path], step.lq, windows.get(STUDENT, 1), f'student tap {path}')
+def student_map(step: Step, path: str, windows: dict[str, int], any_size: bool = False) -> Tensor:
+    """A tap of the student as (B, C, H, W) with LQ's height and width; raises ValueError for one of another size.
+
+    With ``any_size`` a map of another size stays as it is.
+    """
+    return _placed(step.student_taps[path], step.lq, windows.get(STUDENT, 1), any_size, f'student tap {path}')
 
 
-def teacher_map(step: Step, path: str, windows: dict[str, int]) -> Tensor:
+def teacher_map(step: Step, path: str, windows: dict[str, int], any_size: bool = False) -> Tensor:
     """A tap ``<teacher>/<module path>``, likewise."""
-    return _placed(step.teacher_taps[path], step.lq, windows.get(path.partition('/')[0], 1), f'teacher tap {path}')
+    window = windows.get(path.partition('/')[0], 1)
+    return _placed(step.teacher_taps[path], step.lq, window, any_size, f'teacher tap {path}')
 
 
-def _placed(feature: Tensor, lq: Tensor, window: int, where: str) -> Tensor:
+def _placed(feature: Tensor, lq: Tensor, window: int, any_size: bool, where: str) -> Tensor:
     try:
-        return map_of_tap(feature, lq, window)
+        return (unpadded_map if any_size else lq_map)(feature, *lq.shape[-2:], window)
     except ValueError as error:
         raise ValueError(f'{where}: {error}: choose one before the upsampling') from error

@@ -108,19 +108,26 @@ class MultiTeacherSRModel(SRModel):
         start_from_teacher(self.get_bare_model(self.net_g), opt, self.teachers.bare() if self.teachers else {})
 
     def _build_distillers(self, opt: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-        if self.teachers is None:
-            raise ValueError('train.distill needs teachers: the option file has no teachers section')
         student = self.get_bare_model(self.net_g)
-        self.teachers.to(self.device)
+        train_set = self.opt['datasets']['train']
         self.distillers = bank = DistillerBank(opt).to(self.device)
-        bank.choose_taps(student, self.teachers.bare())
-        bank.check_taps(student, self.teachers.bare())
+        bank.check_setting(self.teachers is not None, train_set['batch_size_per_gpu'])
+        teachers = {}
+        if self.teachers is not None:
+            teachers = self.teachers.to(self.device).bare()
+        bank.choose_taps(student, teachers)
+        bank.check_taps(student, teachers)
         self.check_output()  # a student of another scale would show as a misfit of some term
+        self.patch = train_set.get('gt_size', 0) // self.scale
         with torch.no_grad(), _eval_mode(student):
-            side = probe_size(self.opt['datasets']['train'].get('gt_size', 0) // self.scale)
+            side = probe_size(self.patch)
             self.lq, self.gt = self._random_image(2, side), self._random_image(2, side * self.scale)
             bank.build(self.make_step(student, iteration=0))
             del self.lq, self.gt
+        return self._synchronised(bank)
+
+    def _synchronised(self, bank: DistillerBank) -> nn.Module:
+        """The bank, wrapped for several processes when it has parameters that learn with the student."""
         if not trainable(bank):
             return bank
         others = {id(parameter) for parameter in self_trained(bank)}
@@ -150,27 +157,37 @@ class MultiTeacherSRModel(SRModel):
         bank = self.get_bare_model(self.distillers)
         with record_taps(self.get_bare_model(net), bank.student_taps) as student_taps:
             output = self.predict(net, self.lq)
-        with contextlib.ExitStack() as stack:
-            taps = {
-                name: stack.enter_context(record_taps(frozen.network, bank.taps_of(name)))
-                for name, frozen in self.teachers.networks.items()
-            }
-            outputs = self.teachers(self.lq)
         return Step(
             lq=self.lq,
             gt=self.gt,
             student=output,
-            target=outputs.pop('target'),
-            teachers=outputs,
             student_taps=student_taps,
-            teacher_taps={f'{name}/{path}': value for name, taps_ in taps.items() for path, value in taps_.items()},
             iteration=iteration,
             scale=self.scale,
+            patch=self.patch,
             run_student=lambda lq: self.predict(net, lq),
-            run_teacher=self.teachers.run_teacher,
             student_network=self.get_bare_model(net),
-            teacher_networks=self.teachers.bare(),
+            **self._teachers_part(bank),
         )
+
+    def _teachers_part(self, bank: DistillerBank) -> dict[str, Any]:
+        """What the teachers contribute to a Step."""
+        if self.teachers is None:
+            return {'target': None}
+        networks = self.teachers.bare()
+        with contextlib.ExitStack() as stack:
+            taps = {
+                name: stack.enter_context(record_taps(network, bank.taps_of(name)))
+                for name, network in networks.items()
+            }
+            outputs = self.teachers(self.lq)
+        return {
+            'target': outputs.pop('target'),
+            'teachers': outputs,
+            'teacher_taps': {f'{name}/{path}': value for name, tap in taps.items() for path, value in tap.items()},
+            'run_teacher': self.teachers.run_teacher,
+            'teacher_networks': networks,
+        }
 
     def compute_losses(self, iteration: int) -> dict[str, Tensor]:
         """Every loss of this batch by the name it has in the log; sets ``self.output``."""

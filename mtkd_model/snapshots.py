@@ -5,8 +5,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from mtkd_arch.feature_maps import window_in
 from mtkd_arch.frozen_network import FrozenNetwork
-from mtkd_model.teacher_tails import window_in
 
 
 class Snapshot(nn.Module):

@@ -13,12 +13,13 @@ class Step:
     Args:
         lq, gt: input and ground truth.
         student: the student's output, with gradient.
-        target: the aggregated target (or the mean of the teachers).
+        target: the aggregated target (or the mean of the teachers); None without teachers.
         teachers: each teacher's output by name.
         student_taps: the student's tapped features by module path, with gradient.
         teacher_taps: the teachers' tapped features by ``<teacher>/<module path>``.
         iteration: current iteration, from 1; 0 while the distillers are being built.
         scale: upsampling factor.
+        patch: side of the LR patches trained on, also while the distillers are built with a smaller image.
         run_student: the student on another input, with gradient.
         run_teacher: a teacher, by name, on another input, without gradient.
         student_network: the student itself (not its wrapper), for methods that reach into it.
@@ -28,12 +29,13 @@ class Step:
     lq: Tensor
     gt: Tensor
     student: Tensor
-    target: Tensor
+    target: Tensor | None
     teachers: Mapping[str, Tensor] = field(default_factory=dict)
     student_taps: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_taps: Mapping[str, Tensor] = field(default_factory=dict)
     iteration: int = 0
     scale: int = 1
+    patch: int = 0
     run_student: Callable[[Tensor], Tensor] | None = None
     run_teacher: Callable[[str, Tensor], Tensor] | None = None
     student_network: nn.Module | None = None

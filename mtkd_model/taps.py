@@ -59,15 +59,3 @@ def record_taps(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def as_map(feature: Tensor, height: int, width: int) -> Tensor:
-    """A tap as a feature map (B, C, H, W): tokens (B, H * W, C) of a transformer are unfolded, maps stay as they are.
-
-    Raises ValueError for tokens whose number is not ``height * width``.
-    """
-    if feature.dim() == 4:
-        return feature
-    if feature.dim() != 3 or feature.shape[1] != height * width:
-        raise ValueError(f'tokens {tuple(feature.shape)} do not make a map of {height} x {width}')
-    return feature.transpose(1, 2).unflatten(2, (height, width))

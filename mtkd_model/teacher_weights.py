@@ -14,7 +14,7 @@ def weights_of(teachers: Teachers, available: Collection[str], target: bool = Fa
     """Weight by teacher: of a mapping as it is, 1 for one name, and for None every teacher with an equal share.
 
     With ``target`` the aggregated target may be named, and stands for None. Raises ValueError for a name that is
-    neither, a weight that is no number and a mapping without teachers.
+    neither, a weight that is no finite number above zero and a mapping without teachers.
     """
     names = ('target', *available) if target else tuple(available)
     if teachers is None:
@@ -25,8 +25,8 @@ def weights_of(teachers: Teachers, available: Collection[str], target: bool = Fa
     for name, weight in weights.items():
         if name not in names:
             raise ValueError(f"teacher '{name}' is unknown: {nearest(name, names)}Available: {', '.join(names)}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise ValueError(f"the weight of teacher '{name}' should be a number; it is {weight!r}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float('inf'):
+            raise ValueError(f"the weight of teacher '{name}' should be a number above zero; it is {weight!r}")
     return {name: float(weight) for name, weight in weights.items()}
 
 

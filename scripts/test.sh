@@ -7,4 +7,5 @@ cd "$ROOT"
 ruff format --check .
 ruff check .
 python scripts/make_options.py --check
+python scripts/make_method_table.py --check
 python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=10 "$@"

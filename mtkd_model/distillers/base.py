@@ -21,6 +21,8 @@ class Distiller(nn.Module):
     ``own_optimizers``: it is left out of the model's optimizer, and synchronising its gradients is the method's affair.
     """
 
+    needs_teachers: bool = True
+    smallest_batch: int = 1  # images per process
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 

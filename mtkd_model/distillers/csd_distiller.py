@@ -36,6 +36,8 @@ class CSDDistiller(Distiller):
     weights and, at the first step, a batch of one, which has no other samples.
     """
 
+    smallest_batch = 2
+
     def __init__(
         self,
         encoder: Mapping[str, Any],

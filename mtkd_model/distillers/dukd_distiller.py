@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mtkd.checks import nearest
+from mtkd_arch.feature_maps import window_in
 from mtkd_loss.data_upcycling import (
     TRANSFORMS,
     Augmentation,
@@ -17,7 +18,6 @@ from mtkd_loss.data_upcycling import (
 from mtkd_loss.image_distance import mean_distance
 from mtkd_model.distillers.base import DISTILLER_REGISTRY, Distiller
 from mtkd_model.step import Step
-from mtkd_model.teacher_tails import window_in
 from mtkd_model.teacher_weights import Teachers, weights_of
 
 
@@ -44,8 +44,7 @@ class DUKDDistiller(Distiller):
         loss_weight: factor of both.
 
     Raises ValueError for unknown teachers or augmentations, two weights of 0, and when the zoomed-out image would be
-    smaller than the window of a network, to which it would be mirrored: then ``gt_size`` should be larger. At build
-    this is known of patches below the size of the probe alone; else the first step tells.
+    smaller than the window of a network, to which it would be mirrored: then ``gt_size`` should be larger.
     """
 
     def __init__(
@@ -75,16 +74,14 @@ class DUKDDistiller(Distiller):
             **{f'teacher {n}': step.teacher_networks[n] for n in self.weights},
         }
         self.windows = {name: window_in(network) for name, network in networks.items()}
-        if min(step.lq.shape[-2:]) < PROBE_SIZE:  # then the probe is as large as the patch trained on
-            self._check_patch(step.lq, step.scale)
+        if step.patch:
+            self._check_patch(step.patch, step.scale)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         losses = {}
         if self.zoom_in_weight:
             losses['zoom_in'] = self.loss_weight * self.zoom_in_weight * self._zoom_in(step)
         if self.zoom_out_weight:
-            if step.iteration > 0:
-                self._check_patch(step.lq, step.scale)
             losses['zoom_out'] = self.loss_weight * self.zoom_out_weight * self._zoom_out(step)
         return losses
 
@@ -103,13 +100,10 @@ class DUKDDistiller(Distiller):
             weight * mean_distance(student, step.run_teacher(name, images)) for name, weight in self.weights.items()
         )
 
-    def _check_patch(self, lq: Tensor, scale: int) -> None:
-        side, (name, window) = min(lq.shape[-2:]), max(self.windows.items(), key=lambda item: item[1])
+    def _check_patch(self, side: int, scale: int) -> None:
+        name, window = max(self.windows.items(), key=lambda item: item[1])
         if self.zoom_out_weight and side // scale < window:
             raise ValueError(
                 f'an LR patch of {side} zooms out to {side // scale}, below the window of {name}, {window}: '
                 f'set gt_size to at least {window * scale * scale}, or zoom_out_weight to 0'
             )
-
-
-PROBE_SIZE = 16  # as in multi_teacher_model: a patch below it is built with at its own size

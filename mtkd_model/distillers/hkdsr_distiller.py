@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mtkd_arch.default_taps import body_taps
 from mtkd_arch.hierarchical_arch import HierarchicalSR, UpsamplingHead, image_of
 from mtkd_loss.frequency_similarity_loss import FrequencySimilarity
-from mtkd_model.default_taps import body_taps
 from mtkd_model.distillers.base import DISTILLER_REGISTRY, Distiller
 from mtkd_model.lq_maps import STUDENT, student_map, windows
 from mtkd_model.step import Step

@@ -1,20 +1,15 @@
 """MiPKD: student and teacher features are mixed, and the mixture should serve the teacher as well as its own."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 from torch import Tensor, nn
 
-from mtkd_arch.padding import pad_to_multiple
 from mtkd_loss.mixed_prior_loss import mixed, random_mask, random_route, root_mean_square
 from mtkd_model.distillers.base import DISTILLER_REGISTRY
-from mtkd_model.distillers.tap_pairs import PairedTapsDistiller, TapPair
-from mtkd_model.lq_maps import student_map, teacher_map, windows
+from mtkd_model.distillers.tap_pairs import PairedTapsDistiller
 from mtkd_model.step import Step
-from mtkd_model.taps import find_module
-from mtkd_model.teacher_tails import window_in
-
-Teachers = Mapping[str, float] | str | None
+from mtkd_model.teacher_tails import replaced_output
+from mtkd_model.teacher_weights import Teachers
 
 
 class FeatureMixer(nn.Module):
@@ -60,6 +55,8 @@ class MiPKDDistiller(PairedTapsDistiller):
     Raises ValueError for arguments out of range and for taps whose maps are not of the size of LQ.
     """
 
+    any_size = False
+
     def __init__(
         self,
         taps: Mapping[str, str | Sequence[str]] | None = None,
@@ -82,19 +79,18 @@ class MiPKDDistiller(PairedTapsDistiller):
         self.feature_weight, self.block_weight = feature_weight, block_weight
 
     def build(self, step: Step) -> None:
-        self.windows = windows(step)
-        mixers = []
-        for pair in self.pairs:
-            student, teacher = self._maps(pair, step)
-            mixers.append(FeatureMixer(student.shape[1], teacher.shape[1], self.width, self.mask_ratio))
-        self.mixers = nn.ModuleList(mixers)
+        super().build(step)
+        self.mixers = nn.ModuleList(
+            FeatureMixer(student.shape[1], teacher.shape[1], self.width, self.mask_ratio)
+            for student, teacher, _ in self.features(step)
+        )
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         feature, block = 0, 0
         mixtures: dict[str, dict[str, Tensor]] = {}  # by teacher and module path
         weights = {}
-        for mixer, pair in zip(self.mixers, self.pairs, strict=True):
-            student, teacher = (each.to(mixer.decode.weight.dtype) for each in self._maps(pair, step))
+        for mixer, pair, maps in zip(self.mixers, self.pairs, self.features(step), strict=True):
+            student, teacher = (each.to(mixer.decode.weight.dtype) for each in maps[:2])
             size = root_mean_square(teacher)
             mixture = mixer(student / root_mean_square(student), teacher / size)
             feature = feature + pair.weight * (mixture - teacher / size).abs().mean()
@@ -110,27 +106,3 @@ class MiPKDDistiller(PairedTapsDistiller):
         if self.block_weight:
             losses['block'] = self.block_weight * block
         return {name: self.loss_weight * loss for name, loss in losses.items()}
-
-    def _maps(self, pair: TapPair, step: Step) -> tuple[Tensor, Tensor]:
-        return student_map(step, pair.student, self.windows), teacher_map(step, pair.teacher, self.windows)
-
-
-def replaced_output(network: nn.Module, replacements: Mapping[str, Tensor], lq: Tensor) -> Tensor:
-    """What ``network`` makes of ``lq`` (B, 3, H, W) with maps (B, C, H, W) for what some of its modules give."""
-    window = window_in(network)
-
-    def hook_for(feature: Tensor):
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            padded = pad_to_multiple(feature, window)
-            padded = padded.flatten(2).transpose(1, 2) if output.dim() == 3 else padded
-            return padded.to(output.dtype, copy=True)  # what follows may add in place
-
-        return hook
-
-    padded = pad_to_multiple(lq, window)
-    with ExitStack() as hooks:
-        for path, feature in replacements.items():
-            hooks.enter_context(find_module(network, path).register_forward_hook(hook_for(feature)))
-        output = network.forward(padded)  # not __call__: a compiled network would pass by the hooks
-    scale = output.shape[-1] // padded.shape[-1]
-    return output[..., : lq.shape[-2] * scale, : lq.shape[-1] * scale]

@@ -48,13 +48,15 @@ class MKDDistiller(PairedTapsDistiller):
         teachers: a name, or names with weights; None is every teacher with equal weights that add up to 1.
         kernels, kernel_size, width: number and odd side of the kernels, channels in which features are compared.
         inner_lr: rate of the inner step; lr: rate of the KRNets' Adam.
-        every: iterations from one outer step to the next.
+        every: iterations from one outer step to the next; the first iteration has one.
         order: ``exact`` or ``first``.
         loss_weight: factor of the term, in the inner step also.
 
     Raises ValueError for arguments out of range, for taps of other sizes than LQ, and, when it is to learn, for a batch
     of one image per process, which has no two halves.
     """
+
+    smallest_batch = 2
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class MKDDistiller(PairedTapsDistiller):
         self.optimizer = Adam(self.krnets.parameters(), lr=self.lr, eps=1e-15)
 
     def forward(self, step: Step) -> Tensor:
-        if step.iteration > 0 and step.iteration % self.every == 0 and torch.is_grad_enabled():
+        if step.iteration > 0 and (step.iteration - 1) % self.every == 0 and torch.is_grad_enabled():
             self.learn(step)
         frozen = [{name: p.detach() for name, p in net.named_parameters()} for net in self.krnets]
         return self.loss_weight * self.knowledge_loss(step, frozen)

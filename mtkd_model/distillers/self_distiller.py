@@ -26,6 +26,8 @@ class SelfDistiller(Distiller):
     Raises ValueError for a ``decay`` or ``every`` out of range.
     """
 
+    needs_teachers = False
+
     def __init__(self, decay: float = 0.999, every: int = 1, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
         check_pace(decay, every)

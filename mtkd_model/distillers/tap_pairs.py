@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mtkd_arch.token_map import token_map
-from mtkd_model.default_taps import body_taps
+from mtkd_arch.default_taps import body_taps
 from mtkd_model.distillers.base import Distiller
+from mtkd_model.lq_maps import student_map, teacher_map, windows
 from mtkd_model.step import Step
 from mtkd_model.teacher_weights import Teachers, weights_of
 
@@ -34,6 +34,7 @@ class PairedTapsDistiller(Distiller):
     """
 
     equal_sizes: str | None = 'feature maps'  # what the message calls maps that must be of equal size; None: need not
+    any_size = True  # else that of LQ
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class PairedTapsDistiller(Distiller):
         super().__init__(loss_weight)
         self.teachers, self.parts = teachers, parts
         self.pairs: tuple[TapPair, ...] = ()
+        self.windows: dict[str, int] = {}
         self.taps_are_named = taps is not None
         if self.taps_are_named:
             self._set_pairs(_named_pairs(taps, teachers))
@@ -66,6 +68,7 @@ class PairedTapsDistiller(Distiller):
         self.teacher_taps = tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
 
     def build(self, step: Step) -> None:
+        self.windows = windows(step)
         for pair, (student, teacher, _) in zip(self.pairs, self.features(step), strict=True):
             if self.equal_sizes and student.shape[2:] != teacher.shape[2:]:
                 raise ValueError(
@@ -76,7 +79,11 @@ class PairedTapsDistiller(Distiller):
     def features(self, step: Step) -> list[tuple[Tensor, Tensor, float]]:
         """Maps (B, C, H, W) of student and teacher and the teacher's weight, one entry per pair."""
         return [
-            (_map(step.student_taps[pair.student], step), _map(step.teacher_taps[pair.teacher], step), pair.weight)
+            (
+                student_map(step, pair.student, self.windows, self.any_size),
+                teacher_map(step, pair.teacher, self.windows, self.any_size),
+                pair.weight,
+            )
             for pair in self.pairs
         ]
 
@@ -96,11 +103,3 @@ def _named_pairs(taps: Mapping[str, str | Sequence[str]], teachers: Teachers) ->
         if name not in weights:
             raise ValueError(f"taps name the teacher '{name}', teachers do not: name it in both or in neither")
     return [TapPair(own, path, weights[path.partition('/')[0]]) for own, theirs in paths.items() for path in theirs]
-
-
-def _map(feature: Tensor, step: Step) -> Tensor:
-    """A tap as a map, without the padding to a network's window; what is twice as large as LQ has been upsampled."""
-    height, width = step.lq.shape[-2:]
-    padded = token_map(feature, height, width)
-    upsampled = feature.dim() == 4 and (padded.shape[2] >= 2 * height or padded.shape[3] >= 2 * width)
-    return padded if upsampled else padded[..., :height, :width]

@@ -161,7 +161,7 @@ hkdsr:  # student_taps: null takes 1/3, 2/3, 3/3 of the body
   acf_weight: 1.0
   fsm_weight: 1.0
   heads_weight: 1.0
-  fusion_weight: 1.0
+  fusion_weight: 0  # T and G in equal parts; trained on G alone the fusion soon forgets T (docs/methods.md)
   loss_weight: 1.0
 """,
         ),
