@@ -60,7 +60,7 @@ def option(distiller: str | None, folder: Path, device: str = 'cpu', lq: int = 2
     """The option of a run with one term, or with none for the scratch step."""
     opt: dict[str, Any] = {
         'is_train': True, 'dist': False, 'num_gpu': int(device == 'cuda'), 'scale': SCALE, 'path': {},
-        'network_g': dict(STUDENT), 'datasets': {'train': {'gt_size': lq * SCALE}},
+        'network_g': dict(STUDENT), 'datasets': {'train': {'gt_size': lq * SCALE, 'batch_size_per_gpu': 4}},
         'train': {
             'optim_g': {'type': 'Adam', 'lr': 0.0001},
             'scheduler': {'type': 'MultiStepLR', 'milestones': [1000], 'gamma': 0.5},

@@ -42,6 +42,8 @@ def require_keys(section: Mapping[str, Any], keys: Iterable[str], where: str) ->
 
 def lookup(registry: Any, name: Any, where: str) -> Any:
     """The object of a BasicSR registry, or a ValueError that names the nearest and all registered names."""
+    if name is not None and f'{name}_basicsr' in registry and name not in registry:
+        name = f'{name}_basicsr'  # as BasicSR's own look-up does
     if name is None or name not in registry:
         names = sorted(registry.keys())
         raise ValueError(f"{where}: unknown type '{name}': {nearest(name, names)}Registered: {', '.join(names)}")

@@ -1,7 +1,6 @@
 """A super-resolution network with heads that turn features inside it into images: the teacher of HKDSR."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from mtkd.checks import build
 from mtkd_arch.default_taps import body_taps
 from mtkd_arch.feature_maps import as_map, lq_map, window_in
 from mtkd_arch.frozen_network import forward_padded
+from mtkd_arch.taps import record_taps
 
 
 class UpsamplingHead(nn.Sequential):
@@ -67,7 +67,7 @@ class HierarchicalSR(nn.Module):
         self.upscale, self.window = upscale, window_in(self.network)
         self.taps = tuple(dict.fromkeys(taps or body_taps(self.network)))
         side = max(self.window, 8)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), _recorded(self) as features:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), record_taps(self.network, self.taps) as features:
             self(torch.zeros(1, 3, side, side))
         widths = [lq_map(features[path], side, side, self.window).shape[1] for path in self.taps]
         self.heads = nn.ModuleList(UpsamplingHead(channels, upscale, self.network) for channels in widths)
@@ -88,9 +88,8 @@ class HierarchicalSR(nn.Module):
 
     def forward_all(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The output and the intermediate SR images, first to last, all (B, 3, upscale * H, upscale * W)."""
-        with _recorded(self) as features:
+        with record_taps(self, self.tap_paths) as features:
             output = self(x)
-        features = {f'network.{path}': feature for path, feature in features.items()}
         return output, self.intermediate(features, *x.shape[-2:])
 
 
@@ -101,29 +100,3 @@ def strip_heads(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = ', '.join(list(state_dict)[:3]) or 'none'
         raise ValueError(f'no weights of a HierarchicalSR (network.*, heads.*): the first names are {names}')
     return stripped
-
-
-@contextlib.contextmanager
-def _recorded(module: HierarchicalSR) -> Iterator[dict[str, Tensor]]:
-    """Clones of what the taps give: EDSR and RCAN add their long skip in place."""
-    features: dict[str, Tensor] = {}
-
-    def hook_for(path: str):
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            features[path] = output.clone()
-
-        return hook
-
-    handles = [_module_at(module.network, path).register_forward_hook(hook_for(path)) for path in module.taps]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _module_at(network: nn.Module, path: str) -> nn.Module:
-    try:
-        return network.get_submodule(path)
-    except AttributeError as error:
-        raise ValueError(f"taps: '{path}' does not exist in {type(network).__name__}: {error}") from error

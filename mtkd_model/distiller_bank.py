@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mtkd.checks import build, nearest
+from mtkd_arch.taps import find_module
 from mtkd_model.distillers import DISTILLER_REGISTRY
 from mtkd_model.step import Step
-from mtkd_model.taps import find_module
 
 NOT_A_KEY = ('pix', 'percep', 'style')  # their log entries are SRModel's own losses
 

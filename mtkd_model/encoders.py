@@ -12,9 +12,9 @@ from torchvision.models.vgg import cfgs, make_layers
 from mtkd.checks import build, require_keys, require_known_keys
 from mtkd_arch.feature_maps import window_in
 from mtkd_arch.padding import pad_to_multiple
+from mtkd_arch.taps import find_module, record_taps
 from mtkd_arch.weights import load_weights, read_weights
 from mtkd_loss.contrastive_loss import FIVE_WEIGHTS
-from mtkd_model.taps import find_module, record_taps
 
 VGG_FILE = 'vgg19-dcbb9e9d.pth'
 VGG_TAPS = ('features.1', 'features.6', 'features.11', 'features.20', 'features.29')  # relu1_1 ... relu5_1

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from mtkd.checks import nearest
 from mtkd_arch.hierarchical_arch import HierarchicalSR
+from mtkd_arch.taps import record_taps
 from mtkd_arch.weights import read_weights
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
-from mtkd_model.taps import record_taps
 
 
 @MODEL_REGISTRY.register()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtkd_arch.frozen_network import forward_padded
-from mtkd_model.taps import record_taps
+from mtkd_arch.taps import record_taps
 
 Parameters = dict[str, Tensor]
 Features = dict[str, Tensor]

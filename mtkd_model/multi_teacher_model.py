@@ -18,13 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtkd import checks
 from mtkd_arch.frozen_network import forward_padded
+from mtkd_arch.taps import record_taps
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble, window_of
 from mtkd_arch.weights import load_weights, read_weights
 from mtkd_model.checkpoint import save_whole
 from mtkd_model.distiller_bank import DistillerBank, self_trained, trainable
 from mtkd_model.slice_init import start_from_teacher
 from mtkd_model.step import Step
-from mtkd_model.taps import record_taps
 
 PROBE_SIZE = 16
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtkd_arch.feature_maps import lq_map, window_in
 from mtkd_arch.padding import pad_to_multiple
-from mtkd_model.taps import find_module, record_taps
+from mtkd_arch.taps import find_module, record_taps
 
 
 def replaced_output(network: nn.Module, replacements: Mapping[str, Tensor], lq: Tensor) -> Tensor:

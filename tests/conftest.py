@@ -101,6 +101,15 @@ def teacher_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
+@pytest.fixture(scope='session')
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small registered network as the encoder of a method."""
+    path = tmp_path_factory.mktemp('encoder') / 'edsr.pth'
+    torch.manual_seed(9)
+    torch.save({'params': build_arch(small_network('edsr', scale=2)).state_dict()}, path)
+    return {'network': small_network('edsr', scale=2), 'path': str(path), 'taps': ['conv_first', 'body.-1']}
+
+
 @pytest.fixture
 def teachers(teacher_files: dict[str, Path]) -> dict[str, Any]:
     """The ``teachers`` section for the three small teachers."""
@@ -209,7 +218,7 @@ def read_option(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def fresh_logger() -> Iterator[None]:
+def fresh_logger() -> Iterator[Callable[[], None]]:
     """BasicSR keeps one logger per process; close it, so that each run writes its own file."""
 
     def close() -> None:
@@ -220,7 +229,7 @@ def fresh_logger() -> Iterator[None]:
         initialized_logger.clear()
 
     close()
-    yield
+    yield close
     close()
 
 
@@ -228,12 +237,13 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_logger: None) -> Run:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_logger: Callable[[], None]) -> Run:
     """``train(options, *flags)`` runs BasicSR's own ``train_pipeline`` below ``tmp_path``; gives the experiment."""
 
     def run(options: dict[str, Any], *flags: str) -> Path:
         from basicsr.train import train_pipeline
 
+        fresh_logger()
         option_file = write_option(options, tmp_path / 'option.yml')
         monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(option_file), *flags])
         train_pipeline(str(tmp_path))

@@ -5,21 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from tap_steps import (
-    TEACHERS,
-    check_it_is_finite_under_autocast,
-    check_it_moves_the_student_and_no_teacher,
+from distilling import (
+    built_step,
+    ensemble,
     feature_step,
-    image,
-    made_student,
-    made_teachers,
+    image_batch,
     noise,
-    taken_step,
+    student_of,
 )
 
 from mtkd_loss.attention_transfer_loss import attention_map, attention_transfer
-from mtkd_model.distiller_bank import DistillerBank, trainable
+from mtkd_model.distiller_bank import DistillerBank
 from mtkd_model.distillers.at_distiller import ATDistiller
 
 PAIR = {'body': 'edsr/body'}
@@ -93,26 +89,10 @@ def test_features_too_large_to_square_in_fp16_do_not_overflow() -> None:
     assert loss.item() == pytest.approx(attention_transfer(student, teacher).item(), rel=1e-2)  # 11 bits
 
 
-@pytest.mark.parametrize('student', SMALL)
-@pytest.mark.parametrize('teacher', TEACHERS)
-def test_it_moves_every_student_by_every_teacher(student: str, teacher: str) -> None:
-    check_it_moves_the_student_and_no_teacher(ATDistiller(teachers=teacher), student, image())
-
-
-@pytest.mark.parametrize('student', SMALL)
-def test_one_image_of_odd_size_will_do(student: str) -> None:
-    check_it_moves_the_student_and_no_teacher(ATDistiller(), student, image(1, 9, 11))
-
-
-@pytest.mark.parametrize('student', SMALL)
-def test_it_is_finite_under_autocast(student: str) -> None:
-    check_it_is_finite_under_autocast(ATDistiller(norm='l1'), student, image())
-
-
 def test_taps_and_teachers_add_up_with_their_weights() -> None:
-    student, teachers, lq = made_student('edsr'), made_teachers(), image()
+    student, teachers, lq = student_of('edsr'), ensemble(), image_batch(3, 3, 8, 16)
     term = ATDistiller(teachers={'edsr': 0.5, 'rcan': 2.0}, loss_weight=10.0)
-    step = taken_step(term, student, teachers, lq)
+    step = built_step(term, student, teachers, lq)
     own = [step.student_taps[path].detach().double().numpy() for path in ('body.0', 'body.0', 'body.1')]
     expected = 0.0
     for weight, paths in (
@@ -125,19 +105,12 @@ def test_taps_and_teachers_add_up_with_their_weights() -> None:
 
 
 def test_the_tail_of_rcan_is_tapped_before_the_skip_is_added_into_it() -> None:
-    student, teachers, lq = made_student('rcan'), made_teachers(), image()
-    step = taken_step(ATDistiller(teachers='rcan'), student, teachers, lq)
+    student, teachers, lq = student_of('rcan'), ensemble(), image_batch(3, 3, 8, 16)
+    step = built_step(ATDistiller(teachers='rcan'), student, teachers, lq)
     rcan = teachers.bare()['rcan']
     with torch.no_grad():
         features = rcan.conv_first((lq - rcan.mean) * rcan.img_range)
         torch.testing.assert_close(step.teacher_taps['rcan/conv_after_body'], rcan.conv_after_body(rcan.body(features)))
-
-
-def test_it_has_nothing_to_train_or_save() -> None:
-    term = ATDistiller()
-    taken_step(term, made_student('edsr'), made_teachers(), image())
-    assert trainable(term) == []
-    assert not term.state_dict()
 
 
 def test_maps_of_different_size_are_refused_with_both_sizes() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import build_arch, small_network, stage_one
 
+from mtkd_arch.weights import read_weights
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
 
 Options = dict[str, Any]
@@ -223,7 +224,7 @@ def test_a_patch_that_the_scale_does_not_divide_is_refused(options: Options, ref
 
 def test_a_term_without_teachers_is_refused(options: Options, refusal: Callable[..., str]) -> None:
     del options['teachers'], options['aggregator']
-    assert 'train.distill needs teachers' in refusal(options)
+    assert 'train.distill.wavelet: OutputDistiller needs teachers' in refusal(options)
 
 
 def test_nothing_to_learn_from_is_refused(options: Options, refusal: Callable[..., str]) -> None:
@@ -272,11 +273,13 @@ def test_several_gpus_without_a_launcher_are_refused(options: Options) -> None:
         MultiTeacherSRModel.check_options(options)
 
 
-def test_tokens_of_a_padded_patch_are_refused_before_training(options: Options, refusal: Callable[..., str]) -> None:
+def test_tokens_of_a_padded_patch_are_cropped_and_train(options: Options, train: Callable[..., Path]) -> None:
     options['network_g'] = small_network('swinir')
     options['datasets']['train']['gt_size'] = 80  # LR of 20: SwinIR pads it to 24
     options['train']['distill']['hint'] = {'type': 'FitNetDistiller', 'taps': {'norm': 'edsr/body.-1'}}
-    assert 'train.distill.hint' in refusal(options)
+    experiment = train(options)
+    assert 'terms.hint.regressors.0.weight' in read_weights(experiment / 'models/distill_4.pth', 'params')
+    assert 'l_hint: ' in next(experiment.glob('train_toy_*.log')).read_text()
 
 
 def test_auto_resume_refuses_to_start_anew_when_every_state_is_broken(
@@ -299,3 +302,43 @@ def test_a_mistyped_param_key_of_the_student_is_refused(
 ) -> None:
     options['path'].update(pretrain_network_g=str(teacher_files['edsr']), param_key_g='params_emma')
     assert "no param_key 'params_emma'; its top-level keys: params" in refusal(options)
+
+
+@pytest.mark.parametrize('method', ['CSDDistiller', 'MKDDistiller'])
+def test_a_method_that_compares_images_refuses_a_batch_of_one(
+    options: Options, refusal: Callable[..., str], method: str
+) -> None:
+    options['datasets']['train']['batch_size_per_gpu'] = 1
+    term = {'type': method}
+    if method == 'CSDDistiller':
+        network, path = options['teachers']['edsr']['network'], options['teachers']['edsr']['path']
+        term['encoder'] = {'network': network, 'path': path, 'taps': ['body.0', 'body.-1']}
+    options['train']['distill'] = {'term': term}
+    message = refusal(options)
+    assert f'train.distill.term: {method} needs several images in a batch' in message
+    assert 'datasets.train.batch_size_per_gpu, now 1, to at least 2' in message
+
+
+def test_absent_vgg_weights_say_which_file_to_fetch(options: Options, refusal: Callable[..., str]) -> None:
+    options['train']['distill'] = {'csd': {'type': 'CSDDistiller', 'encoder': {'weights': 'nowhere/vgg19.pth'}}}
+    message = refusal(options)
+    assert 'nowhere/vgg19.pth' in message
+    assert 'vgg19-dcbb9e9d.pth' in message
+
+
+def test_patches_too_small_to_zoom_out_are_refused(options: Options, refusal: Callable[..., str]) -> None:
+    options['train']['distill'] = {'dukd': {'type': 'DUKDDistiller'}}  # LR patches of 16, windows of 8 in SwinIR
+    assert 'set gt_size to at least 128, or zoom_out_weight to 0' in refusal(options)
+
+
+def test_a_teacher_without_known_features_asks_for_taps(options: Options, refusal: Callable[..., str]) -> None:
+    options['train']['distill'] = {'at': {'type': 'ATDistiller', 'teachers': 'compact'}}
+    network = {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_conv': 2, 'upscale': 4}
+    path = Path(options['teachers']['edsr']['path']).with_name('compact.pth')
+    torch.save({'params': build_arch(network).state_dict()}, path)
+    options['teachers']['compact'] = {'network': network, 'path': str(path)}
+    options['aggregator'] = None
+    message = refusal(options)
+    assert 'train.distill.at' in message
+    assert 'SRVGGNetCompact' in message
+    assert 'taps' in message

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SMALL, build_arch, small_network
-from distilling import built, ensemble_of, images_of, step_of, student_of, without_gradient
+from distilling import built, image_batch, narrow_student, small_ensemble, step_of, without_gradient
 from test_multi_teacher_model import batch, made, stepped
 from torch import Tensor
 
@@ -18,16 +18,7 @@ from mtkd_model.distiller_bank import DistillerBank, trainable
 from mtkd_model.distillers.csd_distiller import CSDDistiller
 from mtkd_model.encoders import VGG19, VGG_TAPS, build_encoder
 
-TEACHERS = ensemble_of('edsr', 'rcan')
-
-
-@pytest.fixture(scope='module')
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A small registered network as the encoder."""
-    path = tmp_path_factory.mktemp('encoder') / 'edsr.pth'
-    torch.manual_seed(9)
-    torch.save({'params': build_arch(small_network('edsr', scale=2)).state_dict()}, path)
-    return {'network': small_network('edsr', scale=2), 'path': str(path), 'taps': ['conv_first', 'body.-1']}
+TEACHERS = small_ensemble('edsr', 'rcan')
 
 
 @pytest.fixture(scope='module')
@@ -92,24 +83,24 @@ def oracle(term: CSDDistiller, student: Tensor, teacher: Tensor, lq: Tensor, cou
 
 @pytest.mark.parametrize(('size', 'count'), [(2, 10), (4, 10), (4, 2)])
 def test_the_term_is_that_of_the_formula(encoder: dict[str, Any], size: int, count: int) -> None:
-    student, lq = student_of('rcan'), images_of(size, 3, 5, 7)
+    student, lq = narrow_student('rcan'), image_batch(size, 3, 5, 7)
     term = CSDDistiller(encoder, negatives=count, feature_weights=[0.5, 2.0], loss_weight=0.78)
     built(term, student, TEACHERS, lq)
-    step = step_of(student, TEACHERS, term, lq)
+    step = step_of(term, student, TEACHERS, lq)
     expected = 0.78 * oracle(term, step.student, step.target, lq, count)
     assert term(step).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_several_teachers_count_by_their_weights(encoder: dict[str, Any]) -> None:
-    student, lq = student_of('edsr'), images_of(3, 3, 8, 8)
+    student, lq = narrow_student('edsr'), image_batch(3, 3, 8, 8)
     term = built(CSDDistiller(encoder, {'edsr': 0.25, 'rcan': 2.0}), student, TEACHERS, lq)
-    step = step_of(student, TEACHERS, term, lq)
+    step = step_of(term, student, TEACHERS, lq)
     expected = [oracle(term, step.student, step.teachers[name], lq, 10) for name in ('edsr', 'rcan')]
     assert term(step).item() == pytest.approx(0.25 * expected[0] + 2 * expected[1], rel=1e-5)
 
 
 def test_vgg_gives_the_five_features_of_normalised_images(vgg_file: Path) -> None:
-    encoder, images = build_encoder({'weights': str(vgg_file)}), images_of(1, 3, 32, 16)
+    encoder, images = build_encoder({'weights': str(vgg_file)}), image_batch(1, 3, 32, 16)
     layers, expected = encoder.network.features, []
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = ((images.permute(0, 2, 3, 1) - mean) / std).permute(0, 3, 1, 2)
@@ -129,26 +120,26 @@ def test_vgg_gives_the_five_features_of_normalised_images(vgg_file: Path) -> Non
         torch.testing.assert_close(feature, value)
     term = CSDDistiller({'weights': str(vgg_file)})
     assert term.feature_weights == FIVE_WEIGHTS
-    built(term, student_of('edsr'), TEACHERS, images_of(2, 3, 5, 5))
-    loss = term(step_of(student_of('edsr'), TEACHERS, term, images_of(2, 3, 5, 5)))
+    built(term, narrow_student('edsr'), TEACHERS, image_batch(2, 3, 5, 5))
+    loss = term(step_of(term, narrow_student('edsr'), TEACHERS, image_batch(2, 3, 5, 5)))
     assert torch.isfinite(loss)
     assert loss > 0
 
 
 def test_it_is_zero_for_a_student_that_equals_its_teacher(encoder: dict[str, Any]) -> None:
-    student, lq = copy.deepcopy(TEACHERS.bare()['edsr']), images_of(2, 3, 8, 8)
+    student, lq = copy.deepcopy(TEACHERS.bare()['edsr']), image_batch(2, 3, 8, 8)
     term = built(CSDDistiller(encoder, 'edsr'), student, TEACHERS, lq)
-    assert term(step_of(student, TEACHERS, term, lq)).item() == 0
+    assert term(step_of(term, student, TEACHERS, lq)).item() == 0
 
 
 @pytest.mark.parametrize('name', SMALL)
 def test_the_gradient_reaches_the_whole_student_and_neither_teacher_nor_encoder(
     encoder: dict[str, Any], name: str
 ) -> None:
-    student, lq = student_of(name), images_of(2, 3, 7, 9)
+    student, lq = narrow_student(name), image_batch(2, 3, 7, 9)
     term = built(CSDDistiller(encoder), student, TEACHERS, lq)
     before = lq.clone()
-    term(step_of(student, TEACHERS, term, lq)).backward()
+    term(step_of(term, student, TEACHERS, lq)).backward()
     assert without_gradient(student) == []
     assert torch.equal(lq, before)
     frozen = [*TEACHERS.parameters(), *term.encoder.network.parameters()]
@@ -181,10 +172,10 @@ def test_the_model_trains_with_it_and_saves_nothing_of_it(
 
 
 def test_it_is_finite_under_autocast(encoder: dict[str, Any]) -> None:
-    student, lq = student_of('edsr'), images_of(2, 3, 8, 8)
+    student, lq = narrow_student('edsr'), image_batch(2, 3, 8, 8)
     term = built(CSDDistiller(encoder), student, TEACHERS, lq)
     with torch.autocast('cpu', torch.bfloat16):
-        loss = term(step_of(student, TEACHERS, term, lq))
+        loss = term(step_of(term, student, TEACHERS, lq))
     loss.backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
@@ -192,17 +183,17 @@ def test_it_is_finite_under_autocast(encoder: dict[str, Any]) -> None:
 
 
 def test_a_batch_of_one_names_the_remedy(encoder: dict[str, Any]) -> None:
-    student = student_of('edsr')
-    term = built(CSDDistiller(encoder), student, TEACHERS, images_of(2, 3, 8, 8))
+    student = narrow_student('edsr')
+    term = built(CSDDistiller(encoder), student, TEACHERS, image_batch(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r'a batch of 1 has no other samples .* set batch_size_per_gpu to at least 2'):
-        term(step_of(student, TEACHERS, term, images_of(1, 3, 8, 8)))
+        term(step_of(term, student, TEACHERS, image_batch(1, 3, 8, 8)))
 
 
 def test_a_swinir_encoder_takes_images_of_any_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(build_arch(small_network('swinir', scale=2)).state_dict(), tmp_path / 'swinir.pth')
     option = {'network': small_network('swinir', scale=2), 'path': str(tmp_path / 'swinir.pth'), 'taps': ['layers.-1']}
-    assert [tuple(f.shape) for f in build_encoder(option)(images_of(1, 3, 9, 8))] == [(1, 16 * 8, 12)]
+    assert [tuple(f.shape) for f in build_encoder(option)(image_batch(1, 3, 9, 8))] == [(1, 16 * 8, 12)]
 
 
 @pytest.mark.parametrize(
@@ -241,4 +232,4 @@ def test_absent_weights_of_vgg_name_the_file_to_fetch() -> None:
 )
 def test_bad_arguments_are_refused(encoder: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        built(CSDDistiller(encoder, **arguments), student_of('edsr'), TEACHERS, images_of(2, 3, 8, 8))
+        built(CSDDistiller(encoder, **arguments), narrow_student('edsr'), TEACHERS, image_batch(2, 3, 8, 8))

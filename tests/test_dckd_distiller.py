@@ -7,35 +7,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, build_arch, small_network
-from distilling import built, ensemble_of, images_of, step_of, student_of, without_gradient
+from distilling import built, image_batch, narrow_student, small_ensemble, step_of, without_gradient
 from test_multi_teacher_model import batch, made, stepped
 
 from mtkd_arch.weights import read_weights
 from mtkd_model.distiller_bank import trainable
 from mtkd_model.distillers.dckd_distiller import DCKDDistiller, noisy
 
-TEACHERS = ensemble_of('edsr', 'rcan')
-
-
-@pytest.fixture(scope='module')
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A small registered network as the encoder."""
-    path = tmp_path_factory.mktemp('encoder') / 'edsr.pth'
-    torch.manual_seed(9)
-    torch.save({'params': build_arch(small_network('edsr', scale=2)).state_dict()}, path)
-    return {'network': small_network('edsr', scale=2), 'path': str(path), 'taps': ['conv_first', 'body.-1']}
+TEACHERS = small_ensemble('edsr', 'rcan')
 
 
 @pytest.mark.parametrize('size', [1, 3])
 def test_the_term_is_that_of_the_formula(encoder: dict[str, Any], size: int) -> None:
-    student, lq = student_of('edsr'), images_of(size, 3, 5, 7)
+    student, lq = narrow_student('edsr'), image_batch(size, 3, 5, 7)
     term = DCKDDistiller(encoder, noisy_negatives=2, feature_weights=[0.5, 2.0], loss_weight=0.1)
     built(term, student, TEACHERS, lq)
     former = build_arch(small_network('edsr', num_feat=6, num_block=1))
     former.load_state_dict(student.state_dict())
     with torch.no_grad():
         student.conv_last.bias.add_(10)
-    step = step_of(student, TEACHERS, term, lq)
+    step = step_of(term, student, TEACHERS, lq)
     torch.manual_seed(5)
     loss = term(step).item()
     torch.manual_seed(5)
@@ -63,9 +54,9 @@ def test_noise_is_bounded_differs_by_sample_and_is_grey_in_half_of_them() -> Non
 
 
 def test_a_history_that_equals_the_student_does_not_blow_the_loss_up(encoder: dict[str, Any]) -> None:
-    student, lq = student_of('edsr').eval(), images_of(2, 3, 8, 8)
+    student, lq = narrow_student('edsr').eval(), image_batch(2, 3, 8, 8)
     term = built(DCKDDistiller(encoder), student, TEACHERS, lq)
-    step = step_of(student, TEACHERS, term, lq)
+    step = step_of(term, student, TEACHERS, lq)
     loss = term(step)
     loss.backward()
     assert torch.equal(term.history(lq, 4), step.student)
@@ -74,22 +65,22 @@ def test_a_history_that_equals_the_student_does_not_blow_the_loss_up(encoder: di
 
 
 def test_the_history_follows_at_its_pace(encoder: dict[str, Any]) -> None:
-    student, lq = student_of('edsr'), images_of(2, 3, 8, 8)
+    student, lq = narrow_student('edsr'), image_batch(2, 3, 8, 8)
     term = built(DCKDDistiller(encoder, decay=0.25, every=3), student, TEACHERS, lq)
     first = student.conv_first.bias.detach().clone()
     with torch.no_grad():
         student.conv_first.bias.add_(1)
     for iteration, moved in ((0, 0.0), (1, 0.0), (2, 0.0), (3, 0.75), (4, 0.75), (6, 0.9375)):
-        term(step_of(student, TEACHERS, term, lq, iteration))
+        term(step_of(term, student, TEACHERS, lq, iteration))
         torch.testing.assert_close(term.history.frozen.network.conv_first.bias, first + moved)
 
 
 @pytest.mark.parametrize('name', SMALL)
 def test_the_gradient_reaches_the_whole_student_and_nothing_frozen(encoder: dict[str, Any], name: str) -> None:
-    student, lq = student_of(name), images_of(1, 3, 7, 9)
+    student, lq = narrow_student(name), image_batch(1, 3, 7, 9)
     term = built(DCKDDistiller(encoder, noisy_negatives=1), student, TEACHERS, lq)
     term.train()
-    term(step_of(student, TEACHERS, term, lq)).backward()
+    term(step_of(term, student, TEACHERS, lq)).backward()
     assert without_gradient(student) == []
     frozen = [*TEACHERS.parameters(), *term.encoder.network.parameters(), *term.history.parameters()]
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
@@ -98,10 +89,10 @@ def test_the_gradient_reaches_the_whole_student_and_nothing_frozen(encoder: dict
 
 
 def test_it_is_finite_under_autocast(encoder: dict[str, Any]) -> None:
-    student, lq = student_of('edsr'), images_of(2, 3, 8, 8)
+    student, lq = narrow_student('edsr'), image_batch(2, 3, 8, 8)
     term = built(DCKDDistiller(encoder), student, TEACHERS, lq)
     with torch.autocast('cpu', torch.bfloat16):
-        loss = term(step_of(student, TEACHERS, term, lq))
+        loss = term(step_of(term, student, TEACHERS, lq))
     loss.backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
@@ -134,4 +125,4 @@ def test_the_history_is_saved_without_the_encoder_and_resumed(
 )
 def test_bad_arguments_are_refused(encoder: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        built(DCKDDistiller(encoder, **arguments), student_of('edsr'), TEACHERS, images_of(2, 3, 8, 8))
+        built(DCKDDistiller(encoder, **arguments), narrow_student('edsr'), TEACHERS, image_batch(2, 3, 8, 8))

@@ -9,13 +9,13 @@ import torch
 from conftest import build_arch, small_network
 from torch import Tensor, nn
 
+from mtkd_arch.taps import record_taps
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_model.distiller_bank import DistillerBank, trainable
 from mtkd_model.distillers import DISTILLER_REGISTRY, Distiller
 from mtkd_model.distillers.fitnet_distiller import FitNetDistiller
 from mtkd_model.distillers.output_distiller import OutputDistiller
 from mtkd_model.step import Step
-from mtkd_model.taps import record_taps
 
 KD = {'type': 'OutputDistiller', 'loss': {'type': 'L1Loss'}}
 
@@ -158,7 +158,7 @@ def test_the_hint_is_the_distance_of_the_regressed_features(
     term.build(step)
     assert [tuple(regressor.weight.shape) for regressor in term.regressors] == [(12, 8, 1, 1)] * 2
     expected = 0
-    for regressor, (student_path, teacher_path) in zip(term.regressors, term.taps.items(), strict=True):
+    for regressor, (student_path, teacher_path, _) in zip(term.regressors, term.pairs, strict=True):
         own = regressed(regressor.weight, regressor.bias, step.student_taps[student_path])
         expected += (np.abs(own - step.teacher_taps[teacher_path].double().numpy()) ** power).mean()
     assert term(step).item() == pytest.approx(0.5 * expected, rel=1e-5)  # float32 against float64
@@ -223,15 +223,30 @@ def test_a_swinir_teacher_is_tapped_at_its_tokens(teachers: TeacherEnsemble, lq:
 
 def test_maps_of_different_size_are_refused_with_both_sizes() -> None:
     step = step_of(student_taps={'up': images(0, 2, 5, 8, 8)}, teacher_taps={'edsr/body': images(0, 2, 6, 4, 4)})
-    message = r'maps differ in size: student up \(2, 5, 8, 8\), teacher edsr/body \(2, 6, 4, 4\)'
+    message = r'maps differ in size: student \(2, 5, 8, 8\), teacher \(2, 6, 4, 4\): .* instead of up and edsr/body'
     with pytest.raises(ValueError, match=message):
         FitNetDistiller({'up': 'edsr/body'}).build(step)
 
 
-@pytest.mark.parametrize('taps', [{}, None, ['body'], 'body'])
+@pytest.mark.parametrize('taps', [{}, ['body'], 'body'])
 def test_a_hint_without_pairs_is_refused(taps: Any) -> None:
     with pytest.raises(ValueError, match='taps should map student paths to <teacher>/<path>'):
         FitNetDistiller(taps)
+
+
+def test_without_taps_the_hint_pairs_the_student_with_every_teacher_in_full(teachers: TeacherEnsemble) -> None:
+    term = FitNetDistiller()
+    term.choose_taps(build_arch(small_network('edsr')), teachers.bare())
+    assert term.student_taps == ('body.0', 'body.1')
+    assert term.teacher_taps == ('edsr/body.0', 'edsr/body.1', 'swinir/layers.0', 'swinir/layers.1')
+    student, teacher = torch.rand(2, 5, 4, 4), torch.rand(2, 5, 4, 4)
+    step = step_of(
+        student_taps=dict.fromkeys(term.student_taps, student), teacher_taps=dict.fromkeys(term.teacher_taps, teacher)
+    )
+    term.build(step)
+    alone = [(regressor(student) - teacher).square().mean().item() for regressor in term.regressors]
+    assert len(alone) == 6
+    assert term(step).item() == pytest.approx(sum(alone), rel=1e-5)
 
 
 # the bank

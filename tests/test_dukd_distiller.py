@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from distilling import built, ensemble_of, images_of, step_of, student_of, without_gradient
+from distilling import built, image_batch, narrow_student, small_ensemble, step_of, without_gradient
 from test_multi_teacher_model import batch, made
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from mtkd_loss.data_upcycling import (
 from mtkd_model.distillers.dukd_distiller import DUKDDistiller
 
 ALL = tuple(TRANSFORMS)
-TEACHERS = ensemble_of('edsr', 'rcan', 'swinir')
+TEACHERS = small_ensemble('edsr', 'rcan', 'swinir')
 
 
 def numpy_view(images: np.ndarray, name: str) -> np.ndarray:
@@ -34,7 +34,7 @@ def numpy_view(images: np.ndarray, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize('names', [c for n in range(5) for c in itertools.permutations(ALL, n)])
 def test_every_sequence_of_views_is_undone(names: tuple[str, ...]) -> None:
-    images = images_of(2, 3, 5, 7)
+    images = image_batch(2, 3, 5, 7)
     view, expected = transform(images, names), images.numpy()
     for name in names:
         expected = numpy_view(expected, name)
@@ -43,7 +43,7 @@ def test_every_sequence_of_views_is_undone(names: tuple[str, ...]) -> None:
 
 
 def test_forward_order_would_not_undo_them() -> None:
-    images, names = images_of(1, 1, 4, 4), ('hflip', 'transpose')
+    images, names = image_batch(1, 1, 4, 4), ('hflip', 'transpose')
     assert torch.equal(inverse_transform(transform(images, names), names), images)
     assert not torch.equal(transform(transform(images, names), names), images)
 
@@ -72,7 +72,7 @@ def test_zooming_out_shrinks_constants_to_themselves_and_drops_the_rest_of_odd_s
 
 
 def test_zooming_out_is_bicubic_with_a_widened_kernel() -> None:
-    image = images_of(1, 1, 32, 32)
+    image = image_batch(1, 1, 32, 32)
     small, _ = zoom_out(image, 4)
 
     def kernel(x: float) -> float:  # Keys with a = -0.5, as antialiased interpolation takes it
@@ -92,9 +92,9 @@ def constant(value: float) -> Any:
 
 
 def test_both_terms_by_hand() -> None:
-    student, lq = student_of('edsr'), torch.full((2, 3, 16, 16), 0.5)
+    student, lq = narrow_student('edsr'), torch.full((2, 3, 16, 16), 0.5)
     term = built(DUKDDistiller('edsr', 2.0, 3.0, augmentations=[], loss_weight=0.5), student, TEACHERS, lq)
-    step = step_of(student, TEACHERS, term, lq, iteration=0)
+    step = step_of(term, student, TEACHERS, lq, iteration=0)
     object.__setattr__(step, 'run_student', constant(0.25))
     object.__setattr__(step, 'run_teacher', lambda name, images: constant({'edsr': 0.375}[name])(images))
     losses = {name: loss.item() for name, loss in term(step).items()}
@@ -102,10 +102,10 @@ def test_both_terms_by_hand() -> None:
 
 
 def test_both_terms_are_those_of_the_formula() -> None:
-    student, lq = student_of('rcan').eval(), images_of(2, 3, 16, 20)
+    student, lq = narrow_student('rcan').eval(), image_batch(2, 3, 16, 20)
     weights = {'edsr': 0.25, 'swinir': 0.75}
     term = built(DUKDDistiller(weights), student, TEACHERS, lq)
-    step = step_of(student, TEACHERS, term, lq, iteration=0)
+    step = step_of(term, student, TEACHERS, lq, iteration=0)
     torch.manual_seed(5)
     losses = term(step)
     torch.manual_seed(5)
@@ -131,9 +131,9 @@ def test_zoom_in_is_zero_for_a_student_that_commutes_with_the_views_and_equals_t
     def nearest(images: Tensor) -> Tensor:
         return images.repeat_interleave(4, -1).repeat_interleave(4, -2)
 
-    student, lq = student_of('edsr'), images_of(2, 3, 12, 9)
+    student, lq = narrow_student('edsr'), image_batch(2, 3, 12, 9)
     term = built(DUKDDistiller(zoom_out_weight=0), student, TEACHERS, lq)
-    step = step_of(student, TEACHERS, term, lq, iteration=0)
+    step = step_of(term, student, TEACHERS, lq, iteration=0)
     object.__setattr__(step, 'run_student', nearest)
     object.__setattr__(step, 'run_teacher', lambda _, images: nearest(images))
     torch.manual_seed(0)
@@ -146,12 +146,12 @@ def test_zoom_in_is_zero_for_a_student_that_commutes_with_the_views_and_equals_t
 @pytest.mark.parametrize('size', [(1, 3, 33, 35), (2, 3, 32, 32)])
 @pytest.mark.parametrize('name', SMALL)
 def test_the_gradient_reaches_the_student_and_no_teacher(name: str, size: tuple[int, ...]) -> None:
-    student, lq = student_of(name), images_of(*size)
+    student, lq = narrow_student(name), image_batch(*size)
     term = built(DUKDDistiller(), student, TEACHERS, lq)
     for weight in ('zoom_in_weight', 'zoom_out_weight'):
         student.zero_grad()
         before = lq.clone()
-        step = step_of(student, TEACHERS, term, lq)
+        step = step_of(term, student, TEACHERS, lq)
         gt = step.gt.clone()
         losses = term(step)
         losses[weight.removesuffix('_weight')].backward()
@@ -163,10 +163,10 @@ def test_the_gradient_reaches_the_student_and_no_teacher(name: str, size: tuple[
 
 
 def test_it_is_finite_under_autocast() -> None:
-    student, lq = student_of('edsr'), images_of(1, 3, 32, 32)
+    student, lq = narrow_student('edsr'), image_batch(1, 3, 32, 32)
     term = built(DUKDDistiller(), student, TEACHERS, lq)
     with torch.autocast('cpu', torch.bfloat16):
-        losses = term(step_of(student, TEACHERS, term, lq))
+        losses = term(step_of(term, student, TEACHERS, lq))
     assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values())
 
 
@@ -188,9 +188,9 @@ def test_a_step_of_training_is_one_step_of_the_optimizer_on_a_fresh_gradient(opt
 
 
 def test_a_patch_too_small_for_a_window_names_the_gt_size_it_needs() -> None:
-    student, lq = student_of('edsr'), images_of(1, 3, 16, 16)
+    student, lq = narrow_student('edsr'), image_batch(1, 3, 16, 16)
     term = built(DUKDDistiller(), student, TEACHERS, lq)
-    step = dataclasses.replace(step_of(student, TEACHERS, term, lq), patch=24)
+    step = dataclasses.replace(step_of(term, student, TEACHERS, lq), patch=24)
     message = 'an LR patch of 24 zooms out to 6, below the window of teacher swinir, 8: set gt_size to at least 128'
     with pytest.raises(ValueError, match=message):
         term.build(step)
@@ -214,4 +214,4 @@ def test_a_patch_too_small_for_a_window_names_the_gt_size_it_needs() -> None:
 )
 def test_bad_arguments_are_refused_before_training(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        built(DUKDDistiller(**arguments), student_of('edsr'), TEACHERS, images_of(1, 3, 16, 16))
+        built(DUKDDistiller(**arguments), narrow_student('edsr'), TEACHERS, image_batch(1, 3, 16, 16))

@@ -9,22 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPO, SMALL, script_environment
-from tap_steps import (
-    TEACHERS,
-    check_it_is_finite_under_autocast,
-    check_it_moves_the_student_and_no_teacher,
+from conftest import REPO, script_environment
+from distilling import (
+    built_step,
+    ensemble,
     feature_step,
-    image,
-    made_student,
-    made_teachers,
+    image_batch,
     noise,
-    taken_step,
+    student_of,
 )
 from torch import Tensor
 
 from mtkd_loss.feature_affinity_loss import feature_affinity
-from mtkd_model.distiller_bank import DistillerBank, trainable
+from mtkd_model.distiller_bank import DistillerBank
 from mtkd_model.distillers.fakd_distiller import FAKDDistiller
 
 PAIR = {'body': 'edsr/body'}
@@ -158,26 +155,10 @@ def test_three_taps_of_a_batch_of_16_take_less_than_400_mb_forward_and_backward(
     assert figures['largest_gradient'] > 0
 
 
-@pytest.mark.parametrize('student', SMALL)
-@pytest.mark.parametrize('teacher', TEACHERS)
-def test_it_moves_every_student_by_every_teacher(student: str, teacher: str) -> None:
-    check_it_moves_the_student_and_no_teacher(FAKDDistiller(teachers=teacher), student, image())
-
-
-@pytest.mark.parametrize('student', SMALL)
-def test_one_image_of_odd_size_will_do(student: str) -> None:
-    check_it_moves_the_student_and_no_teacher(FAKDDistiller(), student, image(1, 9, 11))
-
-
-@pytest.mark.parametrize('student', SMALL)
-def test_it_is_finite_under_autocast(student: str) -> None:
-    check_it_is_finite_under_autocast(FAKDDistiller(), student, image())
-
-
 def test_taps_and_teachers_add_up_with_their_weights() -> None:
-    student, teachers, lq = made_student('swinir'), made_teachers(), image(2, 8, 8)
+    student, teachers, lq = student_of('swinir'), ensemble(), image_batch(2, 3, 8, 8)
     term = FAKDDistiller(teachers={'swinir': 0.5, 'rcan': 2.0}, parts=2, loss_weight=10.0)
-    step = taken_step(term, student, teachers, lq)
+    step = built_step(term, student, teachers, lq)
     taps = {**step.student_taps, **step.teacher_taps}
     maps = {  # token 8 * row + column
         path: (tap.transpose(1, 2).reshape(2, -1, 8, 8) if tap.dim() == 3 else tap).detach().double().numpy()
@@ -197,13 +178,6 @@ def test_taps_and_teachers_add_up_with_their_weights() -> None:
 
 def test_its_default_weight_is_the_papers_for_images_up_to_one() -> None:
     assert FAKDDistiller().loss_weight == pytest.approx(0.0392, rel=1e-3)
-
-
-def test_it_has_nothing_to_train_or_save() -> None:
-    term = FAKDDistiller()
-    taken_step(term, made_student('edsr'), made_teachers(), image())
-    assert trainable(term) == []
-    assert not term.state_dict()
 
 
 def test_maps_of_different_size_are_refused_with_both_sizes() -> None:

@@ -12,7 +12,7 @@ import pytest
 import pywt
 import torch
 from conftest import REPO, build_arch, scratch, small_network
-from steps import built, ensemble, image_batch, reached, student_of
+from distilling import built_step, ensemble, image_batch, reached, student_of
 from torch import nn
 
 from mtkd_arch.hierarchical_arch import HierarchicalSR, strip_heads
@@ -101,11 +101,11 @@ def test_the_images_of_a_padded_transformer_are_its_tokens_laid_out_by_rows() ->
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'taps': ['body.9']}, r"taps: 'body.9' does not exist in EDSR"),
-        ({'taps': ['upsample']}, r'a feature \(1, 12, 32, 32\) is neither a map nor tokens of 8 x 8'),
+        ({'taps': ['body.9']}, r"'body.9' does not exist: body has no '9': Available: 0, 1, 2, 3"),
+        ({'taps': ['upsample']}, r'the map \(1, 12, 32, 32\) is not of the size of the input, 8 x 8'),
         ({'upscale': 2}, 'EDSR turns .* but scale is 2'),
         ({'network': {'type': 'EDSRR'}}, "network.type: unknown type 'EDSRR': did you mean 'EDSR'"),
-        ({'network': BODILESS}, r'ECBSR has no body or layers .* name the modules under taps'),
+        ({'network': BODILESS}, r'ECBSR has no default taps .* name the taps in the option'),
     ],
 )
 def test_a_network_that_cannot_have_these_heads_is_refused(change: dict[str, Any], message: str) -> None:
@@ -307,7 +307,7 @@ def test_the_fusion_begins_as_the_mean_and_weighs_by_a_sigmoid() -> None:
 def test_the_losses_are_those_of_the_formulas(lq: torch.Tensor) -> None:
     student, teachers = student_of('edsr'), ensemble(one=hierarchical('edsr'), two=hierarchical('rcan'))
     term = HKDSRDistiller({'one': 0.25, 'two': 0.5}, None, 2.0, 3.0, 5.0, 7.0, loss_weight=0.1)
-    step = built(term, student, teachers, lq)
+    step = built_step(term, student, teachers, lq)
     images = [head(step.student_taps[path]) for head, path in zip(term.heads, term.student_taps, strict=True)]
     images = [image.detach().double().numpy() for image in images]
     gt = step.gt.double().numpy()
@@ -331,7 +331,7 @@ def test_the_losses_are_those_of_the_formulas(lq: torch.Tensor) -> None:
 def test_each_loss_moves_what_it_should(lq: torch.Tensor, part: str) -> None:
     student, teachers = student_of('edsr', num_block=3), ensemble(edsr=hierarchical('edsr'))
     term = only(part)
-    step = built(term, student, teachers, lq)
+    step = built_step(term, student, teachers, lq)
     term(step)[part].backward()
     inside = {name for name, _ in student.named_parameters() if name.startswith(('conv_first', 'body'))}
     fusion = {name for name, _ in term.named_parameters() if name.startswith('fusions')}
@@ -343,7 +343,7 @@ def test_each_loss_moves_what_it_should(lq: torch.Tensor, part: str) -> None:
 
 def test_the_student_never_pulls_the_fusion_towards_itself(lq: torch.Tensor) -> None:
     term = only('acf')
-    step = built(term, student_of('edsr'), ensemble(edsr=hierarchical('edsr')), lq)
+    step = built_step(term, student_of('edsr'), ensemble(edsr=hierarchical('edsr')), lq)
     sum(term(step).values()).backward()
     assert not any('fusions' in name for name in reached(term))
 
@@ -352,7 +352,7 @@ def test_a_student_that_is_its_teacher_loses_nothing_to_it(lq: torch.Tensor) -> 
     teachers = ensemble(edsr=hierarchical('edsr'))
     teacher = teachers.networks['edsr'].network
     term = HKDSRDistiller(student_taps=teacher.taps)
-    step = built(term, copy.deepcopy(teacher.network), teachers, lq)
+    step = built_step(term, copy.deepcopy(teacher.network), teachers, lq)
     term.heads.load_state_dict(teacher.heads.state_dict())
     assert term(step)['fsm'].item() == 0
     last = teacher.forward_all(lq)[1][2].detach()  # were it the truth as well, the last tap would lose nothing at all
@@ -373,7 +373,7 @@ def test_any_student_learns_from_any_teacher_with_heads(student: str, teacher: s
     batch, height, width = size
     network, lq = student_of(student), image_batch(batch, 3, height, width)
     term = HKDSRDistiller()
-    step = built(term, network, ensemble(teacher=hierarchical(teacher)), lq)
+    step = built_step(term, network, ensemble(teacher=hierarchical(teacher)), lq)
     losses = term(step)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
@@ -384,7 +384,7 @@ def test_bf16_autocast_gives_finite_losses_and_gradients(lq: torch.Tensor) -> No
     student, term = student_of('edsr'), HKDSRDistiller()
     teachers = ensemble(edsr=hierarchical('edsr'))
     with torch.autocast('cpu', torch.bfloat16):
-        losses = term(built(term, student, teachers, lq))
+        losses = term(built_step(term, student, teachers, lq))
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
@@ -392,7 +392,7 @@ def test_bf16_autocast_gives_finite_losses_and_gradients(lq: torch.Tensor) -> No
 
 def test_heads_and_fusions_learn_with_the_student_and_are_saved(lq: torch.Tensor) -> None:
     bank = DistillerBank({'hkdsr': {'type': 'HKDSRDistiller'}})
-    built(bank, student_of('edsr'), ensemble(edsr=hierarchical('edsr')), lq)
+    built_step(bank, student_of('edsr'), ensemble(edsr=hierarchical('edsr')), lq)
     assert len(trainable(bank)) == 2 * 3 + 2 * 3
     assert {'terms.hkdsr.heads.0.0.weight', 'terms.hkdsr.fusions.edsr.2.weigh.weight'} <= set(bank.state_dict())
 
@@ -419,7 +419,7 @@ def test_misfits_are_refused_with_a_remedy(
     lq: torch.Tensor, arguments: dict[str, Any], teachers: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        built(HKDSRDistiller(**arguments), student_of('edsr'), ensemble(**teachers), lq)
+        built_step(HKDSRDistiller(**arguments), student_of('edsr'), ensemble(**teachers), lq)
 
 
 def test_a_network_with_heads_is_a_teacher_like_any_other(lq: torch.Tensor) -> None:

@@ -153,6 +153,23 @@ def test_every_method_trains_saves_and_resumes(
         assert before.keys() == after.keys()
 
 
+@pytest.mark.parametrize('names', [('FAKD', 'DUKD'), ('MTKD', 'AT'), ('KD', 'CrossKD', 'MiPKD', 'MKD')])
+def test_methods_combine_in_one_option(
+    options: Options, files: dict[str, str], train: Callable[..., Path], names: tuple[str, ...]
+) -> None:
+    options['datasets']['train']['gt_size'] = 128
+    terms = {name: with_method(options, name, files)['train']['distill']['term'] for name in names}
+    options['train']['distill'] = terms
+    log = ''.join(path.read_text() for path in train(options).glob('*.log'))
+    assert all(f'l_{name}' in log for name in names)
+
+
+def test_a_student_can_teach_itself_without_teachers(options: Options, train: Callable[..., Path]) -> None:
+    options = scratch(options)
+    options['train']['distill'] = {'self': {'type': 'SelfDistiller'}}
+    assert 'l_self' in ''.join(path.read_text() for path in train(options).glob('*.log'))
+
+
 def _psnr(experiment: Path) -> list[float]:
     return [float(v) for v in re.findall(r'# psnr: ([\d.]+)', ''.join(p.read_text() for p in experiment.glob('*.log')))]
 
@@ -198,8 +215,10 @@ def test_every_method_trains_on_real_images_and_none_diverges(
     for name in METHODS:
         run = with_method(real, name, files)
         run['teachers'] = {key: real['teachers'][key] for key in (('hkdsr',) if name == 'HKDSR' else ('edsr',))}
-        if name == 'DUKD':
-            run['train']['distill']['term']['zoom_out_weight'] = 1.0
+        if name in ('CSD', 'DCKD'):  # an encoder that has learned: the teacher
+            encoder = run['train']['distill']['term']['encoder']
+            encoder.update(network=teacher['network_g'], path=real['teachers']['edsr']['path'])
+            encoder['param_key'] = 'params_ema'
         table[name] = _psnr(train(run))[-1]
     with capsys.disabled():
         print('\nSet5 x4, PSNR-Y (dB) after 250 steps on T91, one seed:')

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, small_network
-from steps import built, ensemble, image_batch, reached, student_of
+from distilling import built_step, ensemble, image_batch, reached, student_of
 from torch import Tensor, nn
 
 from mtkd_arch.weights import read_weights
 from mtkd_loss.mixed_prior_loss import mixed, random_mask, random_route, root_mean_square
 from mtkd_model.distiller_bank import DistillerBank, trainable
 from mtkd_model.distillers import mipkd_distiller
-from mtkd_model.distillers.mipkd_distiller import MiPKDDistiller, replaced_output
+from mtkd_model.distillers.mipkd_distiller import MiPKDDistiller
+from mtkd_model.lq_maps import teacher_map
+from mtkd_model.teacher_tails import replaced_output
 
 
 @pytest.fixture
@@ -71,8 +73,8 @@ def test_the_root_mean_square_is_per_image_and_finite_for_nothing() -> None:
 def test_its_own_features_change_nothing(name: str, path: str, size: tuple[int, int]) -> None:
     teachers, lq = ensemble(), image_batch(2, 3, *size)
     term = small(taps={'body.0': f'{name}/{path}'})
-    step = built(term, student_of('edsr'), teachers, lq)
-    own = mipkd_distiller.teacher_map(step, f'{name}/{path}', term.windows)
+    step = built_step(term, student_of('edsr'), teachers, lq)
+    own = teacher_map(step, f'{name}/{path}', term.windows)
     output = replaced_output(step.teacher_networks[name], {path: own}, lq)
     assert output.shape == step.teachers[name].shape
     if size == (8, 16) or name != 'swinir':  # else the padding of the feature is mirrored, not computed
@@ -112,7 +114,7 @@ def test_the_losses_are_those_of_the_formulas(lq: Tensor, monkeypatch: pytest.Mo
     monkeypatch.setattr(mipkd_distiller, 'random_route', lambda steps, ratio: [True, False][:steps])
     taps = {'body.0': 'edsr/body.1', 'body.1': ['edsr/body.3', 'rcan/body.1']}
     term = small(taps=taps, teachers={'edsr': 0.25, 'rcan': 2.0}, feature_weight=3.0, block_weight=5.0, loss_weight=0.1)
-    step = built(term, student_of('edsr'), ensemble(), lq)
+    step = built_step(term, student_of('edsr'), ensemble(), lq)
     pairs = [('body.0', 'edsr/body.1', 0.25), ('body.1', 'edsr/body.3', 0.25), ('body.1', 'rcan/body.1', 2.0)]
     feature, mixtures = 0, {}
     for mixer, (own, path, weight) in zip(term.mixers, pairs, strict=True):
@@ -141,7 +143,7 @@ def test_both_losses_are_zero_when_the_student_is_the_teacher_and_the_mixer_the_
     teachers = ensemble(edsr=small_network('edsr'))
     student = copy.deepcopy(teachers.bare()['edsr'])
     term = small(width=8)
-    step = built(term, student, teachers, lq)
+    step = built_step(term, student, teachers, lq)
     with torch.no_grad():
         for mixer in term.mixers:
             for convolution in (mixer.encode_student, mixer.encode_teacher, mixer.decode):
@@ -154,7 +156,7 @@ def test_both_losses_are_zero_when_the_student_is_the_teacher_and_the_mixer_the_
 def test_each_loss_reaches_the_student_and_the_mixers_and_no_teacher(lq: Tensor, loss: str) -> None:
     student, teachers = student_of('edsr', num_block=3), ensemble()
     term = small(teachers='rcan', route_ratio=1.0)
-    step = built(term, student, teachers, lq)
+    step = built_step(term, student, teachers, lq)
     term(step)[loss].backward()
     inside = {name for name, _ in student.named_parameters() if name.startswith(('conv_first', 'body'))}
     if loss == 'feature':
@@ -169,7 +171,7 @@ def test_each_loss_reaches_the_student_and_the_mixers_and_no_teacher(lq: Tensor,
 def test_routes_differ_from_step_to_step(lq: Tensor) -> None:
     torch.manual_seed(0)
     term = small(teachers='edsr', mask_ratio=0.0)
-    step = built(term, student_of('edsr', num_block=3), ensemble(), lq)
+    step = built_step(term, student_of('edsr', num_block=3), ensemble(), lq)
     losses = [term(step) for _ in range(12)]
     assert len({loss['feature'].item() for loss in losses}) == 1  # no mask, no chance
     assert len({round(loss['block'].item(), 7) for loss in losses}) == 3  # the last part of the student decides
@@ -177,7 +179,7 @@ def test_routes_differ_from_step_to_step(lq: Tensor) -> None:
 
 def test_without_the_block_loss_the_teacher_does_not_run_again(lq: Tensor) -> None:
     term = small(block_weight=0.0)
-    step = built(term, student_of('edsr'), ensemble(), lq)
+    step = built_step(term, student_of('edsr'), ensemble(), lq)
     assert set(term(dataclasses.replace(step, teacher_networks={}))) == {'feature'}
 
 
@@ -187,7 +189,7 @@ def test_any_student_learns_from_all_teachers_at_once(student: str, size: tuple[
     batch, height, width = size
     network = student_of(student)
     term = small()
-    step = built(term, network, ensemble(), image_batch(batch, 3, height, width))
+    step = built_step(term, network, ensemble(), image_batch(batch, 3, height, width))
     for loss in term(step).values():
         network.zero_grad()
         loss.backward(retain_graph=True)
@@ -199,7 +201,7 @@ def test_any_student_learns_from_all_teachers_at_once(student: str, size: tuple[
 def test_bf16_autocast_is_finite(lq: Tensor) -> None:
     student, term = student_of('edsr'), small()
     with torch.autocast('cpu', torch.bfloat16):
-        losses = term(built(term, student, ensemble(), lq))
+        losses = term(built_step(term, student, ensemble(), lq))
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
@@ -207,7 +209,7 @@ def test_bf16_autocast_is_finite(lq: Tensor) -> None:
 
 def test_the_mixers_learn_with_the_student_and_are_saved(lq: Tensor) -> None:
     bank = DistillerBank({'mipkd': {'type': 'MiPKDDistiller', 'teachers': 'edsr'}})
-    built(bank, student_of('edsr'), ensemble(), lq)
+    built_step(bank, student_of('edsr'), ensemble(), lq)
     assert len(trainable(bank)) == 3 * 6
     assert {'terms.mipkd.mixers.0.decode.weight', 'terms.mipkd.mixers.2.encode_student.bias'} <= set(bank.state_dict())
 
@@ -224,7 +226,7 @@ def test_training_logs_both_losses_and_saves_the_mixers(options: dict[str, Any],
 
 def test_the_taps_are_left_as_they_were(lq: Tensor) -> None:
     term = small()
-    step = built(term, student_of('edsr'), ensemble(), lq)
+    step = built_step(term, student_of('edsr'), ensemble(), lq)
     before = {path: value.clone() for path, value in (*step.student_taps.items(), *step.teacher_taps.items())}
     sum(term(step).values()).backward()
     after = {**step.student_taps, **step.teacher_taps}
@@ -244,4 +246,4 @@ def test_the_taps_are_left_as_they_were(lq: Tensor) -> None:
 )
 def test_misfits_are_refused(lq: Tensor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        built(small(**arguments), student_of('edsr'), ensemble(), lq)
+        built_step(small(**arguments), student_of('edsr'), ensemble(), lq)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import SMALL, small_network
-from steps import built, ensemble, image_batch, reached, student_of
+from distilling import built_step, ensemble, image_batch, reached, student_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -193,7 +193,7 @@ def test_the_networks_learn_what_lowers_the_held_out_loss() -> None:
 
 def test_the_outer_step_leaves_the_student_and_its_gradients_alone(lq: Tensor) -> None:
     student, term = student_of('edsr'), small()
-    step = built(term, student, ensemble(), lq)
+    step = built_step(term, student, ensemble(), lq)
     before = copy.deepcopy(student.state_dict())
     term.learn(step)
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
@@ -207,7 +207,7 @@ def test_the_outer_step_leaves_the_student_and_its_gradients_alone(lq: Tensor) -
 def test_the_term_is_the_distance_through_each_pairs_network(lq: Tensor) -> None:
     taps = {'body.0': ['edsr/body.1', 'rcan/body.0'], 'conv_after_body': 'rcan/body.2'}
     term = small(taps=taps, teachers={'edsr': 0.3, 'rcan': 2.0}, loss_weight=0.5)
-    step = built(term, student_of('edsr'), ensemble(), lq, iteration=0)
+    step = built_step(term, student_of('edsr'), ensemble(), lq, iteration=0)
     pairs = [('body.0', 'edsr/body.1', 0.3), ('body.0', 'rcan/body.0', 2.0), ('conv_after_body', 'rcan/body.2', 2.0)]
     expected = 0
     for network, (own, path, weight) in zip(term.krnets, pairs, strict=True):
@@ -222,7 +222,7 @@ def test_the_term_is_the_distance_through_each_pairs_network(lq: Tensor) -> None
 
 def test_the_student_learns_from_frozen_networks(lq: Tensor) -> None:
     student, teachers, term = student_of('edsr', num_block=3), ensemble(), small(teachers='rcan')
-    step = built(term, student, teachers, lq, iteration=0)
+    step = built_step(term, student, teachers, lq, iteration=0)
     term(step).backward()
     assert reached(student) == {n for n, _ in student.named_parameters() if n.startswith(('conv_first', 'body'))}
     assert reached(term) == reached(teachers) == set()
@@ -230,7 +230,7 @@ def test_the_student_learns_from_frozen_networks(lq: Tensor) -> None:
 
 def test_the_networks_learn_every_few_iterations_and_never_in_the_probe(lq: Tensor) -> None:
     term = small(every=3)
-    step = built(term, student_of('edsr'), ensemble(), lq)
+    step = built_step(term, student_of('edsr'), ensemble(), lq)
     moved = []
     for iteration in range(7):
         before = copied(term)
@@ -245,7 +245,7 @@ def test_the_networks_learn_every_few_iterations_and_never_in_the_probe(lq: Tens
 
 def test_every_parameter_of_the_networks_learns(lq: Tensor) -> None:
     term = small()
-    step = built(term, student_of('edsr'), ensemble(), lq)
+    step = built_step(term, student_of('edsr'), ensemble(), lq)
     before = copied(term)
     term(step)
     assert all(not torch.equal(old, new) for old, new in zip(before, copied(term), strict=True))
@@ -253,7 +253,7 @@ def test_every_parameter_of_the_networks_learns(lq: Tensor) -> None:
 
 def test_the_networks_have_their_own_optimizer_and_are_saved(lq: Tensor) -> None:
     bank = DistillerBank({'mkd': {'type': 'MKDDistiller', 'lr': 0.002, 'width': 4}})
-    built(bank, student_of('edsr'), ensemble(), lq)
+    built_step(bank, student_of('edsr'), ensemble(), lq)
     (optimizer,) = bank.own_optimizers()
     assert optimizer.param_groups[0]['lr'] == 0.002
     assert len(optimizer.param_groups[0]['params']) == len(list(bank.parameters()))
@@ -268,7 +268,7 @@ def test_any_student_learns_from_all_teachers_at_once(student: str, size: tuple[
     batch, height, width = size
     network = student_of(student)
     term = small(order=order)
-    step = built(term, network, ensemble(), image_batch(batch, 3, height, width))
+    step = built_step(term, network, ensemble(), image_batch(batch, 3, height, width))
     before = copied(term)
     loss = term(step)
     loss.backward()
@@ -282,7 +282,7 @@ def test_any_student_learns_from_all_teachers_at_once(student: str, size: tuple[
 def test_bf16_autocast_is_finite(lq: Tensor) -> None:
     student, term = student_of('edsr'), small()
     with torch.autocast('cpu', torch.bfloat16):
-        loss = term(built(term, student, ensemble(), lq))
+        loss = term(built_step(term, student, ensemble(), lq))
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
@@ -292,7 +292,7 @@ def test_bf16_autocast_is_finite(lq: Tensor) -> None:
 def test_a_batch_of_one_has_no_halves_and_is_refused_with_the_remedy() -> None:
     lq = image_batch(1, 3, 8, 8)
     term = small()
-    step = built(term, student_of('edsr'), ensemble(), lq)
+    step = built_step(term, student_of('edsr'), ensemble(), lq)
     with pytest.raises(ValueError, match='batch_size_per_gpu to 2 or more'):
         term(step)
     assert term(dataclasses.replace(step, iteration=0)) > 0  # without learning, one image is as good as two
@@ -315,7 +315,7 @@ def test_a_batch_of_one_has_no_halves_and_is_refused_with_the_remedy() -> None:
 )
 def test_misfits_are_refused(lq: Tensor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        built(small(**arguments), student_of('edsr'), ensemble(), lq)
+        built_step(small(**arguments), student_of('edsr'), ensemble(), lq)
 
 
 # in training

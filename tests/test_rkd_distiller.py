@@ -6,21 +6,17 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from tap_steps import (
-    TEACHERS,
-    check_it_is_finite_under_autocast,
-    check_it_moves_the_student_and_no_teacher,
+from distilling import (
+    built_step,
+    ensemble,
     feature_step,
-    image,
-    made_student,
-    made_teachers,
+    image_batch,
     noise,
-    taken_step,
+    student_of,
 )
 
 from mtkd_loss.relational_loss import pooled, relational_angle, relational_distance
-from mtkd_model.distiller_bank import DistillerBank, trainable
+from mtkd_model.distiller_bank import DistillerBank
 from mtkd_model.distillers.rkd_distiller import RKDDistiller
 
 PAIR = {'body': 'edsr/body'}
@@ -122,25 +118,9 @@ def test_features_are_averaged_over_their_positions_in_float32() -> None:
     np.testing.assert_allclose(pooled(feature), feature.double().numpy().mean((2, 3)), atol=1e-6)
 
 
-@pytest.mark.parametrize('student', SMALL)
-@pytest.mark.parametrize('teacher', TEACHERS)
-def test_it_moves_every_student_by_every_teacher(student: str, teacher: str) -> None:
-    check_it_moves_the_student_and_no_teacher(RKDDistiller(teachers=teacher), student, image(4))
-
-
-@pytest.mark.parametrize('student', SMALL)
-def test_images_of_odd_size_will_do(student: str) -> None:
-    check_it_moves_the_student_and_no_teacher(RKDDistiller(), student, image(3, 9, 11))
-
-
-@pytest.mark.parametrize('student', SMALL)
-def test_it_is_finite_under_autocast(student: str) -> None:
-    check_it_is_finite_under_autocast(RKDDistiller(), student, image(4))
-
-
 def test_one_image_trains_nothing_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    student, term = made_student('edsr'), RKDDistiller()
-    step = taken_step(term, student, made_teachers(), image(1), iteration=1)
+    student, term = student_of('edsr'), RKDDistiller()
+    step = built_step(term, student, ensemble(), image_batch(1, 3, 8, 16))
     logging.getLogger('basicsr').addHandler(caplog.handler)
     try:
         losses = term(step)
@@ -153,9 +133,9 @@ def test_one_image_trains_nothing_and_the_log_says_so_once(caplog: pytest.LogCap
 
 
 def test_taps_and_teachers_add_up_with_their_weights() -> None:
-    student, teachers, lq = made_student('edsr'), made_teachers(), image(4)
+    student, teachers, lq = student_of('edsr'), ensemble(), image_batch(4, 3, 8, 16)
     term = RKDDistiller(None, {'edsr': 0.5, 'rcan': 2.0}, distance_weight=2.0, angle_weight=3.0, loss_weight=10.0)
-    step = taken_step(term, student, teachers, lq)
+    step = built_step(term, student, teachers, lq)
     own = step.student_taps['body.1'].detach().double().numpy().mean((2, 3))
     theirs = {path: tap.double().numpy().mean((2, 3)) for path, tap in step.teacher_taps.items()}
     assert set(theirs) == {'edsr/body.4', 'rcan/conv_after_body'}
@@ -171,13 +151,6 @@ def test_maps_of_different_size_are_pooled_all_the_same() -> None:
     step = feature_step(noise(3, 8, 6, 6), noise(3, 5, 3, 3))
     bank.build(step)
     assert set(bank(step)) == {'l_rkd_distance', 'l_rkd_angle'}
-
-
-def test_it_has_nothing_to_train_or_save() -> None:
-    term = RKDDistiller()
-    taken_step(term, made_student('edsr'), made_teachers(), image())
-    assert trainable(term) == []
-    assert not term.state_dict()
 
 
 def test_samples_of_two_batches_are_refused() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from distilling import built, ensemble_of, images_of, step_of, student_of, without_gradient
+from distilling import built, image_batch, narrow_student, small_ensemble, step_of, without_gradient
 from test_multi_teacher_model import batch, made, stepped
 from torch import nn
 
@@ -17,7 +17,7 @@ from mtkd_model.distillers.self_distiller import SelfDistiller
 from mtkd_model.snapshots import Snapshot, blend
 
 TERM = {'type': 'SelfDistiller', 'decay': 0.5}
-TEACHERS = ensemble_of('edsr')
+TEACHERS = small_ensemble('edsr')
 
 
 def moved(student: nn.Module, distance: float = 0.01) -> None:
@@ -29,18 +29,18 @@ def moved(student: nn.Module, distance: float = 0.01) -> None:
 
 @pytest.mark.parametrize('name', SMALL)
 def test_the_copy_starts_as_the_student(name: str) -> None:
-    student, lq = student_of(name).eval(), images_of(1, 3, 9, 13)
+    student, lq = narrow_student(name).eval(), image_batch(1, 3, 9, 13)
     term = built(SelfDistiller(), student, TEACHERS, lq)
-    assert term(step_of(student, TEACHERS, term, lq)).item() == 0
+    assert term(step_of(term, student, TEACHERS, lq)).item() == 0
 
 
 def test_the_term_is_the_distance_to_the_copy() -> None:
-    student, lq = student_of('edsr'), images_of(2, 3, 8, 8)
+    student, lq = narrow_student('edsr'), image_batch(2, 3, 8, 8)
     term = built(SelfDistiller(decay=0, every=100, loss_weight=0.5), student, TEACHERS, lq)
     former = student(lq).detach().double().numpy()
     with torch.no_grad():
         student.conv_last.bias.add_(255 * torch.tensor([0.1, 0.2, 0.3]))  # EDSR divides by 255
-    step = step_of(student, TEACHERS, term, lq)
+    step = step_of(term, student, TEACHERS, lq)
     expected = 0.5 * np.abs(step.student.detach().double().numpy() - former).mean()
     assert term(step).item() == pytest.approx(expected, rel=1e-5)
     assert term(step).item() == pytest.approx(0.5 * 0.2, rel=1e-4)  # by hand; differences of float32 images
@@ -73,17 +73,17 @@ def test_the_average_follows_at_every_step_and_the_history_at_its_own() -> None:
 
 @pytest.mark.parametrize('name', SMALL)
 def test_the_gradient_reaches_the_student_and_not_the_copy(name: str) -> None:
-    student, lq = student_of(name), images_of(1, 3, 7, 9)
+    student, lq = narrow_student(name), image_batch(1, 3, 7, 9)
     term = built(SelfDistiller(), student, TEACHERS, lq)
     moved(student)
-    term(step_of(student, TEACHERS, term, lq)).backward()
+    term(step_of(term, student, TEACHERS, lq)).backward()
     assert without_gradient(student) == []
     assert all(p.grad is None and not p.requires_grad for p in term.parameters())
     assert trainable(term) == []
 
 
 def test_the_copy_stays_in_eval_mode_and_is_not_tied_to_the_student() -> None:
-    student, lq = student_of('swinir', drop_path_rate=0.9).train(), images_of(1, 3, 8, 8)
+    student, lq = narrow_student('swinir', drop_path_rate=0.9).train(), image_batch(1, 3, 8, 8)
     term = built(SelfDistiller(decay=0, every=50), student, TEACHERS, lq).train()
     before = copy.deepcopy(term.state_dict())
     moved(student)
@@ -93,11 +93,11 @@ def test_the_copy_stays_in_eval_mode_and_is_not_tied_to_the_student() -> None:
 
 
 def test_it_is_finite_under_autocast() -> None:
-    student, lq = student_of('edsr'), images_of(1, 3, 8, 8)
+    student, lq = narrow_student('edsr'), image_batch(1, 3, 8, 8)
     term = built(SelfDistiller(), student, TEACHERS, lq)
     moved(student)
     with torch.autocast('cpu', torch.bfloat16):
-        loss = term(step_of(student, TEACHERS, term, lq))
+        loss = term(step_of(term, student, TEACHERS, lq))
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
 

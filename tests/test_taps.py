@@ -5,7 +5,8 @@ import torch
 from conftest import build_arch, small_network
 from torch import Tensor, nn
 
-from mtkd_model.taps import as_map, find_module, record_taps
+from mtkd_arch.feature_maps import as_map, lq_map, unpadded_map
+from mtkd_arch.taps import find_module, record_taps
 
 
 @pytest.fixture
@@ -203,6 +204,24 @@ def test_the_tokens_of_swinir_become_the_map_it_makes_of_them_itself() -> None:
         network(torch.rand(2, 3, 8, 16))
     assert taps['norm'].shape == (2, 128, 12)
     assert torch.equal(as_map(taps['norm'], 8, 16), taps['patch_unembed'])
+
+
+@pytest.mark.parametrize(('size', 'padded'), [((13, 9), (16, 16)), ((5, 20), (8, 24))])
+def test_padding_to_the_window_is_cut_off_tokens_and_maps(size: tuple[int, int], padded: tuple[int, int]) -> None:
+    feature = torch.rand(2, 5, *padded)
+    expected = feature[..., : size[0], : size[1]]
+    tokens = feature.flatten(2).transpose(1, 2)
+    for given in (feature, tokens):
+        assert torch.equal(lq_map(given, *size, 8), expected)
+    assert torch.equal(lq_map(tokens, *size), expected)  # for a window that is not the network's
+
+
+def test_padding_to_a_known_window_is_told_from_upsampling() -> None:
+    feature = torch.rand(1, 2, 8, 8)
+    assert torch.equal(unpadded_map(feature, 4, 3, 8), feature[..., :4, :3])
+    assert unpadded_map(feature, 4, 4) is feature
+    with pytest.raises(ValueError, match=r'the map \(1, 2, 8, 8\) is not of the size of the input, 4 x 4'):
+        lq_map(feature, 4, 4)
 
 
 def test_a_map_stays_as_it_is() -> None:

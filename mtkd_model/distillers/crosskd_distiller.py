@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mtkd_arch.taps import find_module
 from mtkd_loss.image_distance import mean_distance
 from mtkd_model.distillers.base import DISTILLER_REGISTRY
 from mtkd_model.distillers.tap_pairs import PairedTapsDistiller, TapPair
 from mtkd_model.lq_maps import student_map, windows
 from mtkd_model.step import Step
-from mtkd_model.taps import find_module
 from mtkd_model.teacher_tails import replaced_output, tapped_channels
 from mtkd_model.teacher_weights import Teachers, weights_of
 
@@ -49,7 +49,7 @@ class CrossKDDistiller(PairedTapsDistiller):
         self._set_pairs(dict.fromkeys(self.pairs))
         self.teacher_taps = ()  # only their places count
         for pair in self.pairs:
-            name, path = _place(pair)
+            name, path = pair.place
             weights_of(name, teachers)  # refuses the unknown
             find_module(teachers[name], path, f"tap of teacher '{name}'")
 
@@ -57,7 +57,7 @@ class CrossKDDistiller(PairedTapsDistiller):
         self.windows = windows(step)
         adapters = []
         for pair in self.pairs:
-            name, path = _place(pair)
+            name, path = pair.place
             own = student_map(step, pair.student, self.windows)
             try:
                 channels = tapped_channels(step.teacher_networks[name], path, step.lq)
@@ -73,12 +73,7 @@ class CrossKDDistiller(PairedTapsDistiller):
         )
 
     def _distance(self, step: Step, adapter: nn.Module, pair: TapPair) -> Tensor:
-        name, path = _place(pair)
+        name, path = pair.place
         feature = adapter(student_map(step, pair.student, self.windows))
-        return mean_distance(replaced_output(step.teacher_networks[name], {path: feature}, step.lq), step.teachers[name])
-
-
-def _place(pair: TapPair) -> tuple[str, str]:
-    """The teacher and the module path in it."""
-    name, _, path = pair.teacher.partition('/')
-    return name, path
+        output = replaced_output(step.teacher_networks[name], {path: feature}, step.lq)
+        return mean_distance(output, step.teachers[name])

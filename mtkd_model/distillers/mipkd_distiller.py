@@ -94,7 +94,7 @@ class MiPKDDistiller(PairedTapsDistiller):
             size = root_mean_square(teacher)
             mixture = mixer(student / root_mean_square(student), teacher / size)
             feature = feature + pair.weight * (mixture - teacher / size).abs().mean()
-            name, _, path = pair.teacher.partition('/')
+            name, path = pair.place
             mixtures.setdefault(name, {})[path] = mixture * size
             weights[name] = pair.weight
         for name, replacements in mixtures.items() if self.block_weight else ():

@@ -19,6 +19,12 @@ class TapPair(NamedTuple):
     teacher: str
     weight: float
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The teacher and the module path in it."""
+        name, _, path = self.teacher.partition('/')
+        return name, path
+
 
 class PairedTapsDistiller(Distiller):
     """Base of methods that compare the k-th tap of the student with the k-th tap of each teacher.
