@@ -1,6 +1,7 @@
 """Frozen networks as feature spaces for losses: VGG19, or any registered network, with weights from the disk."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from mtkd_loss.contrastive_loss import FIVE_WEIGHTS
 VGG_FILE = 'vgg19-dcbb9e9d.pth'
 VGG_TAPS = ('features.1', 'features.6', 'features.11', 'features.20', 'features.29')  # relu1_1 ... relu5_1
 NETWORK_KEYS = ('network', 'path', 'param_key', 'strict', 'taps')
+
+
+class _Complete(Exception):
+    """Every tap has been reached: what the network would do from here on is of no use."""
 
 
 class Encoder(nn.Module):
@@ -40,9 +45,24 @@ class Encoder(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        with record_taps(self.network, self.taps) as features:
+        with record_taps(self.network, self.taps) as features, self._stopped_when_complete(features):
             self.network(pad_to_multiple(images, self.window))
         return [features[path] for path in self.taps]
+
+    @contextlib.contextmanager
+    def _stopped_when_complete(self, features: Mapping[str, Tensor]) -> Iterator[None]:
+        # the end of an SR network, at full size, costs many times the layers that are asked for
+        def stop(*_: object) -> None:
+            if len(features) == len(set(self.taps)):
+                raise _Complete
+
+        handles = [find_module(self.network, path).register_forward_hook(stop) for path in self.taps]
+        try:
+            with contextlib.suppress(_Complete):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class VGG19(nn.Module):
@@ -64,7 +84,7 @@ def build_encoder(opt: Mapping[str, Any]) -> Encoder:
 
     ``{weights: path/to/vgg19-dcbb9e9d.pth}`` gives the features relu1_1, relu2_1, relu3_1, relu4_1, relu5_1.
     ``{network: {type: EDSR, ...}, path: ..., taps: [body.0, body.-1]}`` gives those of any registered network; it
-    runs on images of the size of the ground truth, to its end. ``param_key`` and ``strict`` are as in ``teachers``.
+    runs on images of the size of the ground truth, to its last tap. ``param_key`` and ``strict`` as in ``teachers``.
 
     Raises ValueError for unknown or missing keys, weights that are absent or do not fit, and taps that do not exist.
     """

@@ -13,10 +13,11 @@ from distilling import built, image_batch, narrow_student, small_ensemble, step_
 from test_multi_teacher_model import batch, made, stepped
 from torch import Tensor
 
+from mtkd_arch.taps import record_taps
 from mtkd_loss.contrastive_loss import FIVE_WEIGHTS, contrastive_loss, contrastive_ratio, other_samples
 from mtkd_model.distiller_bank import DistillerBank, trainable
 from mtkd_model.distillers.csd_distiller import CSDDistiller
-from mtkd_model.encoders import VGG19, VGG_TAPS, build_encoder
+from mtkd_model.encoders import VGG19, VGG_TAPS, Encoder, build_encoder
 
 TEACHERS = small_ensemble('edsr', 'rcan')
 
@@ -233,3 +234,15 @@ def test_absent_weights_of_vgg_name_the_file_to_fetch() -> None:
 def test_bad_arguments_are_refused(encoder: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         built(CSDDistiller(encoder, **arguments), narrow_student('edsr'), TEACHERS, image_batch(2, 3, 8, 8))
+
+
+def test_an_encoder_stops_at_its_last_tap() -> None:
+    network = build_arch(small_network('edsr'))
+    encoder = Encoder(network, ['body.-1', 'body.0'])
+    images = torch.rand(1, 3, 8, 8)
+    with record_taps(network, ['body.0', 'body.-1', 'conv_last']) as expected:
+        network(images)
+    with record_taps(network, ['conv_last']) as beyond:
+        last, first = encoder(images)
+    torch.testing.assert_close((first, last), (expected['body.0'], expected['body.-1']))
+    assert not beyond
