@@ -36,7 +36,7 @@ METHODS: dict[str, Options] = {  # the term, at published weights where there ar
     'HKDSR': {'type': 'HKDSRDistiller', 'teachers': 'hkdsr'},
     'MKD': {'type': 'MKDDistiller', 'every': 2},
     'MiPKD': {'type': 'MiPKDDistiller'},
-    'self': {'type': 'SelfDistiller'},
+    'self': {'type': 'SelfDistiller', 'decay': 0.9},  # a short memory for a short run
 }
 FEATURES = ('AT', 'FAKD', 'RKD', 'CrossKD', 'MKD', 'MiPKD')  # their default is all teachers; one is enough here
 PER_BATCH = ('RKD', 'DUKD', 'CSD', 'MKD', 'MiPKD', 'DCKD')  # compare samples of a process, or draw at random

@@ -21,14 +21,15 @@ class SelfDistiller(Distiller):
         decay: weight of the copy when it is updated, 0 <= decay < 1; 0 replaces it.
         every: iterations between two updates. ``decay: 0.999, every: 1`` is the moving average, ``decay: 0, every:
             1000`` the history student.
-        loss_weight: factor of the term.
+        loss_weight: factor of the term. Beside L1 to the ground truth of weight 1 keep it well below 1: where S lies
+            between G and S' the two gradients have opposite signs, and at 1 they cancel.
 
     Raises ValueError for a ``decay`` or ``every`` out of range.
     """
 
     needs_teachers = False
 
-    def __init__(self, decay: float = 0.999, every: int = 1, loss_weight: float = 1.0) -> None:
+    def __init__(self, decay: float = 0.999, every: int = 1, loss_weight: float = 0.1) -> None:
         super().__init__(loss_weight)
         check_pace(decay, every)
         self.decay, self.every = decay, every
