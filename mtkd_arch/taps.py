@@ -35,12 +35,19 @@ def _shortened(names: list[str], count: int = 12) -> list[str]:
     return names if len(names) <= count else [*names[: count - 1], f'... {names[-1]}']
 
 
+class _Complete(Exception):
+    """Every tap has been reached: what the network would do from here on is of no use."""
+
+
 @contextlib.contextmanager
-def record_taps(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def record_taps(
+    network: nn.Module, paths: Iterable[str], stop_when_complete: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Fill the yielded mapping with the outputs of the modules at ``paths`` during the forward passes inside.
 
     Outputs are cloned: EDSR and RCAN add their long skip in place, right into what was tapped. A network wrapped in
     DistributedDataParallel is tapped at its bare module. Of several forward passes the last counts.
+    ``stop_when_complete`` ends the block as soon as every tap is there, without the rest of the forward pass.
     """
     features: dict[str, Tensor] = {}
 
@@ -49,13 +56,16 @@ def record_taps(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, 
             if not isinstance(output, Tensor):
                 raise ValueError(f"tap '{path}' gives a {type(output).__name__}, not a tensor: tap a module inside it")
             features[path] = output.clone()
+            if stop_when_complete and len(features) == len(modules):
+                raise _Complete
 
         return hook
 
     modules = {path: find_module(network, path) for path in paths}  # all of them, before the first hook
     handles = [module.register_forward_hook(hook_for(path)) for path, module in modules.items()]
     try:
-        yield features
+        with contextlib.suppress(_Complete):
+            yield features
     finally:
         for handle in handles:
             handle.remove()

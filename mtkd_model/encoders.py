@@ -1,7 +1,6 @@
 """Frozen networks as feature spaces for losses: VGG19, or any registered network, with weights from the disk."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,6 @@ from mtkd_loss.contrastive_loss import FIVE_WEIGHTS
 VGG_FILE = 'vgg19-dcbb9e9d.pth'
 VGG_TAPS = ('features.1', 'features.6', 'features.11', 'features.20', 'features.29')  # relu1_1 ... relu5_1
 NETWORK_KEYS = ('network', 'path', 'param_key', 'strict', 'taps')
-
-
-class _Complete(Exception):
-    """Every tap has been reached: what the network would do from here on is of no use."""
 
 
 class Encoder(nn.Module):
@@ -45,24 +40,10 @@ class Encoder(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        with record_taps(self.network, self.taps) as features, self._stopped_when_complete(features):
+        # the end of an SR network, at full size, costs many times the layers that are asked for
+        with record_taps(self.network, self.taps, stop_when_complete=True) as features:
             self.network(pad_to_multiple(images, self.window))
         return [features[path] for path in self.taps]
-
-    @contextlib.contextmanager
-    def _stopped_when_complete(self, features: Mapping[str, Tensor]) -> Iterator[None]:
-        # the end of an SR network, at full size, costs many times the layers that are asked for
-        def stop(*_: object) -> None:
-            if len(features) == len(set(self.taps)):
-                raise _Complete
-
-        handles = [find_module(self.network, path).register_forward_hook(stop) for path in self.taps]
-        try:
-            with contextlib.suppress(_Complete):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class VGG19(nn.Module):
