@@ -55,16 +55,6 @@ BENCHMARK_SET = Template("""\
       type: disk
 """)
 
-QUICKSTART_VAL = """\
-  val:
-    name: photos
-    type: PairedImageDataset
-    dataroot_gt: datasets/quickstart/val/GT
-    dataroot_lq: datasets/quickstart/val/LRbicx4
-    io_backend:
-      type: disk
-"""
-
 TRAIN = Template("""
 train:
   ema_decay: $ema
