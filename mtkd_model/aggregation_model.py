@@ -27,13 +27,13 @@ class AggregationModel(MultiTeacherSRModel):
         if opt.get('train', {}).get('distill'):
             raise ValueError('AggregationModel knows no train.distill: the aggregator learns from the ground truth')
         super().__init__(opt)
+        self.teachers.to(self.device)
 
     def init_training_settings(self) -> None:
         check_input_channels(self.opt['network_g'], self.teachers.inputs, 'network_g')
         super().init_training_settings()
 
     def predict(self, net: nn.Module, lq: Tensor) -> Tensor:
-        self.teachers.to(lq.device)
         return net(self.teachers.stack(self.teachers(lq)))
 
     def metadata(self) -> dict[str, Any]:
