@@ -15,6 +15,7 @@ from mtkd_model.distillers.tap_pairs import PairedTapsDistiller
 from mtkd_model.krnet import KRNet
 from mtkd_model.lq_maps import STUDENT, student_map, teacher_map, windows
 from mtkd_model.meta_step import (
+    MetaStep,
     StudentRun,
     exact_gradient,
     first_order_gradient,
@@ -134,7 +135,7 @@ class MKDDistiller(PairedTapsDistiller):
         def run(lq: Tensor) -> StudentRun:
             return student_run(step.student_network, self.student_taps, lq, step.scale, self.windows[STUDENT])
 
-        return GRADIENTS[self.order](
+        meta_step = MetaStep(
             theta=leaves(step.student_network),
             phi=list(self.krnets.parameters()),
             inner=run(step.lq[:half]),
@@ -145,6 +146,7 @@ class MKDDistiller(PairedTapsDistiller):
             weight=self.loss_weight,
             rate=self.inner_lr,
         )
+        return GRADIENTS[self.order](meta_step)
 
     def _start_alike(self) -> None:
         """Processes draw different KRNets, and DistributedDataParallel leaves these alone: take those of rank 0."""
