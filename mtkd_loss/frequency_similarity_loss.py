@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkd_loss.wavelet_loss import Decomposition
+from mtkd_loss.wavelet_loss import Decomposition, Details
 
 SMALLEST_NORM = 1e-3  # of a band; below it the direction of a band is noise, and the cosine's gradient would explode
 
 
-def stacked_bands(low: Tensor, high: Tensor) -> Tensor:
-    """The sub-bands of one level, (B, C, h, w) and (B, C, 3, h, w), as vectors (B, 4 * C, h * w), colour by colour."""
-    return torch.cat([low.unsqueeze(2), high], dim=2).flatten(3).flatten(1, 2)
+def stacked_bands(low: Tensor, details: Details) -> Tensor:
+    """The sub-bands of one level, (B, C, h, w) each, as vectors (B, 4 * C, h * w), colour by colour."""
+    return torch.stack([low, *details], dim=2).flatten(3).flatten(1, 2)
 
 
 def band_similarity(one: Tensor, other: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ class FrequencySimilarity(nn.Module):
             return frequency_similarity(*(self._bands(image) for image in (student, teacher, gt)))
 
     def _bands(self, image: Tensor) -> Tensor:
-        low, (high,) = self.transform(image)
-        return stacked_bands(low, high)
+        low, (details,) = self.transform(image)
+        return stacked_bands(low, details)
 
 
 NAMES = ('student', 'teacher', 'gt')
