@@ -45,6 +45,7 @@ setup(
         'console_scripts': [
             'mtkd-prepare-data=mtkd_data.prepare:main',
             'mtkd-verify-data=mtkd_data.verify:main',
+            'mtkd-cache-teachers=mtkd_data.cache_teachers:main',
         ]
     },
 )

@@ -3,7 +3,8 @@
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,38 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
     """Median, interquartile range and number of timings."""
     low, median, high = np.percentile(seconds, [25, 50, 75]).tolist()
     return {'median_s': median, 'iqr_s': high - low, 'runs': len(seconds)}
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], Any]], runs: int, device: str, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each step, all of them once per round, so that a busy moment of the machine meets them alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for run in range(warmup + runs):
+        for name, step in steps.items():
+            synchronise(device)
+            begun = time.perf_counter()
+            step()
+            synchronise(device)
+            if run >= warmup:
+                times[name].append(time.perf_counter() - begun)
+    return times
+
+
+def ratio(these: Sequence[float], those: Sequence[float]) -> dict[str, float]:
+    """Median and interquartile range of the ratio, round by round."""
+    found = summary([one / other for one, other in zip(these, those, strict=True)])
+    return {'median': found['median_s'], 'iqr': found['iqr_s'], 'runs': found['runs']}
+
+
+def ratios(times: Mapping[str, Sequence[float]], reference: str) -> dict[str, dict[str, float]]:
+    """Of every other step to ``reference``."""
+    return {name: ratio(values, times[reference]) for name, values in times.items() if name != reference}
+
+
+def summaries(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """``summary`` of each step."""
+    return {name: summary(values) for name, values in times.items()}
 
 
 def circumstances(device: str) -> dict[str, Any]:

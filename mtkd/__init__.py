@@ -10,7 +10,11 @@ from mtkd import compat
 compat.apply()  # before anything of BasicSR is imported: its release does not import on a current torchvision
 
 import mtkd_arch
+import mtkd_data
 import mtkd_loss
 import mtkd_model
+from mtkd.registration import import_submodules
 
-__all__ = ['__version__', 'compat', 'mtkd_arch', 'mtkd_loss', 'mtkd_model']
+import_submodules('mtkd_data', '_dataset')  # here, not in the package: its preparation tools start without torch
+
+__all__ = ['__version__', 'compat', 'mtkd_arch', 'mtkd_data', 'mtkd_loss', 'mtkd_model']

@@ -121,6 +121,9 @@ TRAIN_KEYS = (
     'perceptual_opt',
     'optim_g',
     'optim_distill',
+    'amp',
+    'compile',
+    'channels_last',
     'scheduler',
     'total_iter',
 )

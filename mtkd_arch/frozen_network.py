@@ -5,10 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mtkd_arch.merged_upsampling import merge_tails
 from mtkd_arch.padding import pad_to_multiple
 
-Precision = Literal['fp32', 'bf16', 'fp16']
+Precision = Literal['fp32', 'bf16', 'fp16', 'auto']
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+# what enters and leaves the residual stream, and the image; with these in float32 so is the stream
+FLOAT32_MODULES = ('conv_first', 'conv_after_body', 'conv_last')
 
 
 def forward_padded(network: nn.Module, x: Tensor, scale: int, window: int) -> Tensor:
@@ -32,8 +35,12 @@ def forward_padded(network: nn.Module, x: Tensor, scale: int, window: int) -> Te
 class FrozenNetwork(nn.Module):
     """Holds ``network`` for inference; ``train()`` does not reach it, no gradient is recorded in it.
 
-    The weights stay float32; ``precision`` is that of autocast, and the output is float32 again. ``compile`` is
-    ``torch.compile`` with its defaults. Raises ValueError for an unknown precision.
+    The weights stay float32; ``precision`` is that of autocast, and the output is float32 again. ``auto`` is bf16 where
+    the device computes in it, else fp32. In half precision the convolutions at both ends of the body and the last one
+    stay in float32, if they have BasicSR's names: then the sums along the skip connections do too, and bf16 costs the
+    output a tenth of what it would. ``compile`` is ``torch.compile`` with its defaults.
+
+    Raises ValueError for an unknown precision.
     """
 
     def __init__(
@@ -45,10 +52,16 @@ class FrozenNetwork(nn.Module):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if precision not in DTYPES:
-            raise ValueError(f"precision '{precision}' is unknown; expected one of {', '.join(DTYPES)}")
+        known = (*DTYPES, 'auto')
+        if precision not in known:
+            raise ValueError(f"precision '{precision}' is unknown; expected one of {', '.join(known)}")
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
-        self.window, self.dtype = window, DTYPES[precision]
+        merge_tails(network)
+        self.window, self.precision = window, precision
+        if precision != 'fp32':
+            for name in FLOAT32_MODULES:
+                if isinstance(getattr(network, name, None), nn.Conv2d):
+                    _keep_in_float32(getattr(network, name))
         if compile:
             network.compile()
         self.requires_grad_(False)
@@ -61,5 +74,28 @@ class FrozenNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, scale: int = 1) -> Tensor:
         """``x`` (B, C, H, W), RGB in [0, 1], to float32 (B, C', scale * H, scale * W), not clamped."""
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
+        dtype = best_dtype(x.device) if self.precision == 'auto' else DTYPES[self.precision]
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
             return forward_padded(self.network, x, scale, self.window).float()
+
+
+def best_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where ``device`` has instructions for it, else None."""
+    if device.type == 'cuda':
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = device.type == 'cpu' and any(
+            getattr(torch.cpu, name, lambda: False)()
+            for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+        )
+    return torch.bfloat16 if native else None
+
+
+def _keep_in_float32(module: nn.Module) -> None:
+    forward = module.forward
+
+    def in_float32(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    module.forward = in_float32

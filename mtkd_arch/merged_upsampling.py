@@ -2,7 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.archs.rcan_arch import RCAN
+from basicsr.archs.swinir_arch import SwinIR
 from torch import Tensor, nn
+
+ENDING_LINEARLY = (EDSR, RCAN, SwinIR)  # conv_last(upsample(x)), nothing between
 
 
 def merged_upsampling(x: Tensor, conv_up: nn.Conv2d, conv_last: nn.Conv2d, scale: int) -> Tensor:
@@ -21,9 +26,10 @@ def merged_upsampling(x: Tensor, conv_up: nn.Conv2d, conv_last: nn.Conv2d, scale
     """
     height, width = x.shape[-2:]
     up, up_bias = conv_up.weight, conv_up.bias
-    last = _before_shuffle(conv_last.weight, scale)  # (out * scale^2, mid * scale^2, 3, 3)
-    kernel = F.conv2d(up.transpose(0, 1), last.flip(2, 3), padding=2).transpose(0, 1)  # (out * scale^2, C, 5, 5)
-    bias = F.linear(up_bias, last.sum((2, 3)), conv_last.bias.repeat_interleave(scale**2))
+    with torch.autocast(x.device.type, enabled=False):  # a kernel composed in 16 bit would be another network's
+        last = _before_shuffle(conv_last.weight, scale)  # (out * scale^2, mid * scale^2, 3, 3)
+        kernel = F.conv2d(up.transpose(0, 1), last.flip(2, 3), padding=2).transpose(0, 1)  # (out * scale^2, C, 5, 5)
+        bias = F.linear(up_bias, last.sum((2, 3)), conv_last.bias.repeat_interleave(scale**2))
     x = F.pad(x, (2, 2, 2, 2))
     output = F.conv2d(x, kernel, bias)
 
@@ -40,6 +46,57 @@ def merged_upsampling(x: Tensor, conv_up: nn.Conv2d, conv_last: nn.Conv2d, scale
     output[..., :1] -= left
     output[..., -1:] -= right
     return F.pixel_shuffle(output, scale)
+
+
+def merge_tails(network: nn.Module) -> None:
+    """Let every EDSR, RCAN and SwinIR in ``network`` compute its last upsampling stage and last convolution as one.
+
+    Module tree, parameters and results stay as they are, up to rounding; while a hook listens to one of the modules,
+    as a tap does, they run one by one. Networks of other types and ends (``pixelshuffledirect``) are left alone.
+    """
+    for module in network.modules():
+        if type(module) in ENDING_LINEARLY and _is_mergeable(module):
+            tail = _Tail(module.upsample, module.upsample[-2], module.upsample[-1], module.conv_last)
+            for part, kind in ((tail.conv_up, _Passing), (tail.shuffle, _PassingShuffle), (tail.conv_last, _Merging)):
+                part.__class__, part.tail = kind, tail
+
+
+def _is_mergeable(network: nn.Module) -> bool:
+    upsample, last = getattr(network, 'upsample', None), getattr(network, 'conv_last', None)
+    if not isinstance(upsample, nn.Sequential) or len(upsample) < 2 or type(upsample[-1]) is not nn.PixelShuffle:
+        return False
+    return all(
+        type(conv) is nn.Conv2d and conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.bias is not None
+        for conv in (upsample[-2], last)
+    )
+
+
+class _Tail:
+    """The modules that run as one as long as nobody listens to them."""
+
+    def __init__(self, upsample: nn.Module, conv_up: nn.Conv2d, shuffle: nn.PixelShuffle, conv_last: nn.Conv2d) -> None:
+        self.upsample, self.conv_up, self.shuffle, self.conv_last = upsample, conv_up, shuffle, conv_last
+
+    def is_heard(self) -> bool:
+        modules = (self.upsample, self.conv_up, self.shuffle, self.conv_last)
+        return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+class _Passing(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.tail.is_heard() else x
+
+
+class _PassingShuffle(nn.PixelShuffle):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.tail.is_heard() else x
+
+
+class _Merging(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tail.is_heard():
+            return super().forward(x)
+        return merged_upsampling(x, self.tail.conv_up, self, self.tail.shuffle.upscale_factor)
 
 
 def _before_shuffle(weight: Tensor, scale: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The teachers of multi-teacher distillation and the target they agree on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class TeacherEnsemble(nn.Module):
     Args:
         teachers: per name a mapping with ``network`` (a BasicSR network option), ``path`` and, optionally,
             ``param_key``, ``strict`` (default true), ``window`` (pad to its multiple; default the network's
-            ``window_size``), ``precision`` (fp32, bf16, fp16), ``channels_last`` and ``compile``.
+            ``window_size``), ``precision`` (fp32, bf16, fp16, auto), ``channels_last`` and ``compile``.
         scale: upsampling factor of every teacher.
         aggregator: like a teacher, plus ``inputs``, the names of the teachers in the order of its input channels,
             which is compared with the order stored in its checkpoint.
@@ -76,15 +76,42 @@ class TeacherEnsemble(nn.Module):
         """The aggregator's input: teachers in the order of ``inputs``, (B, 3 * N, scale * H, scale * W)."""
         return torch.cat([outputs[name] for name in self.inputs], dim=1)
 
+    def outputs(self, lq: Tensor, known: Mapping[str, Tensor] | None = None) -> 'TeacherOutputs':
+        """Each teacher's output for ``lq``, computed when it is first asked for unless it is ``known``."""
+        return TeacherOutputs(self, lq, known or {})
+
     @torch.no_grad()
+    def target(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """What the aggregator, or the mean, makes of the teachers' ``outputs``: (B, 3, sH, sW), unclamped."""
+        if self.aggregator is not None:
+            return self.aggregator(self.stack(outputs))
+        return torch.stack([outputs[name] for name in self.inputs]).mean(dim=0)
+
     def forward(self, lq: Tensor) -> dict[str, Tensor]:
         """``lq`` (B, 3, H, W), RGB in [0, 1], to each teacher's output and ``target``: (B, 3, sH, sW), unclamped."""
-        outputs = {name: self.run_teacher(name, lq) for name in self.networks}
-        if self.aggregator is not None:
-            target = self.aggregator(self.stack(outputs))
-        else:
-            target = torch.stack([outputs[name] for name in self.inputs]).mean(dim=0)
-        return {**outputs, 'target': target}
+        outputs = dict(self.outputs(lq))
+        return {**outputs, 'target': self.target(outputs)}
+
+
+class TeacherOutputs(Mapping[str, Tensor]):
+    """Outputs by the teacher's name for one ``lq``; a teacher runs when its output is first asked for."""
+
+    def __init__(self, ensemble: TeacherEnsemble, lq: Tensor, known: Mapping[str, Tensor]) -> None:
+        self._ensemble, self._lq = ensemble, lq
+        self._known = {name: known[name] for name in ensemble.networks if name in known}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known:
+            if name not in self._ensemble.networks:
+                raise KeyError(name)
+            self._known[name] = self._ensemble.run_teacher(name, self._lq)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ensemble.networks)
+
+    def __len__(self) -> int:
+        return len(self._ensemble.networks)
 
 
 def _check_name(name: Any) -> None:

@@ -14,6 +14,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from mtkd_data.flat_png import encode_flat_png
+
 Grey = Literal['error', 'convert', 'keep']
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp')
@@ -135,7 +137,9 @@ def read_image(path: Path, grey: Grey = 'error') -> np.ndarray:
 
 
 def encode_png(image: np.ndarray, compression_level: int) -> bytes:
-    """PNG bytes of a uint8 image, BGR (H, W, 3) or grey (H, W)."""
+    """PNG bytes of a uint8 image, BGR (H, W, 3) or grey (H, W); colour at level 0 as in-place PNG (see flat_png)."""
+    if compression_level == 0 and image.ndim == 3:
+        return encode_flat_png(image[..., ::-1])
     done, data = cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, compression_level])
     if not done:
         raise ValueError(f'image {image.dtype} {image.shape} cannot be encoded as PNG')

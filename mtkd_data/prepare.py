@@ -177,7 +177,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add('--small', choices=('error', 'keep', 'skip'), default='error', help='images below the sub-image size')
     add('--format', choices=('lmdb', 'disk'), default='lmdb', help='LMDB, or folders of PNG files (default: lmdb)')
     add('--grey', choices=('error', 'convert'), default='error', help='grey images: refuse, or repeat the channel')
-    add('--compression-level', type=int, default=1, help='of the PNG values, 0 to 9 (default: 1, fast to read)')
+    add(
+        '--compression-level',
+        type=int,
+        default=1,
+        help='of the PNG values, 0 to 9 (default: 1, fast to decode). 0 writes in-place PNG: larger, valid for every '
+        'reader, but PairedCropDataset and CachedTeacherDataset cut crops out of it without decoding the image',
+    )
     add('--workers', type=int, default=min(8, os.cpu_count() or 1), help='processes (default: %(default)s)')
     return parser.parse_args(argv)
 

@@ -1,5 +1,6 @@
 """Stage 1 of MTKD: trains the aggregator on what the frozen teachers give."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,12 +30,17 @@ class AggregationModel(MultiTeacherSRModel):
         super().__init__(opt)
         self.teachers.to(self.device)
 
+    @classmethod
+    def networks_needed(cls, opt: Mapping[str, Any]) -> bool:
+        return True  # validation images are not in the cache
+
     def init_training_settings(self) -> None:
         check_input_channels(self.opt['network_g'], self.teachers.inputs, 'network_g')
         super().init_training_settings()
 
     def predict(self, net: nn.Module, lq: Tensor) -> Tensor:
-        return net(self.teachers.stack(self.teachers(lq)))
+        known = self.cached if lq is getattr(self, 'lq', None) else {}
+        return net(self.teachers.stack(self.teachers.outputs(lq, known)))
 
     def metadata(self) -> dict[str, Any]:
         return {'inputs': list(self.teachers.inputs), 'scale': self.scale, 'torch': str(torch.__version__)}

@@ -113,6 +113,12 @@ class DistillerBank(nn.Module):
         return losses
 
 
+def needs_networks(opt: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether any term of ``train.distill`` needs more of the networks than their outputs."""
+    types = [term.get('type') for term in opt.values() if isinstance(term, Mapping)]
+    return any(DISTILLER_REGISTRY.get(name).needs_networks for name in types if name in DISTILLER_REGISTRY)
+
+
 def _check_key(key: Any, where: str) -> None:
     # the key becomes the name of a submodule and of an entry in the log
     if not isinstance(key, str) or not key or '.' in key or hasattr(nn.ModuleDict, key):

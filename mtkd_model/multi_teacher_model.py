@@ -1,9 +1,7 @@
 """The training model of every student: BasicSR's SRModel with teachers and distillation terms."""
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +9,25 @@ import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
-from basicsr.utils.logger import initialized_logger
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
-from mtkd import checks
 from mtkd_arch.frozen_network import forward_padded
+from mtkd_arch.merged_upsampling import merge_tails
 from mtkd_arch.taps import record_taps
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble, window_of
 from mtkd_arch.weights import load_weights, read_weights
+from mtkd_data.resident import gather
+from mtkd_data.teacher_cache import TeacherCache
+from mtkd_model import preflight
+from mtkd_model.acceleration import MixedPrecision, compile_mode, fused_where_possible, moving_average
 from mtkd_model.checkpoint import save_whole
-from mtkd_model.distiller_bank import DistillerBank, self_trained, trainable
+from mtkd_model.distiller_bank import DistillerBank, needs_networks, self_trained, trainable
 from mtkd_model.slice_init import start_from_teacher
 from mtkd_model.step import Step
+from mtkd_model.validation import validate
 
 PROBE_SIZE = 16
 
@@ -34,43 +37,40 @@ class MultiTeacherSRModel(SRModel):
     """Trains ``network_g`` with BasicSR's losses and the terms under ``train.distill``, taught by ``teachers``.
 
     Options beyond SRModel's: ``teachers`` and ``aggregator`` (see TeacherEnsemble), ``train.distill`` (see
-    DistillerBank), ``train.optim_distill`` (``lr`` and the like for the distillers' own parameters) and
-    ``train.init_from_teacher`` (see slice_init). Without teachers and terms it trains from scratch. Validation pads to
-    the student's window, as training does.
+    DistillerBank), ``train.optim_distill`` (``lr`` and the like for the distillers' own parameters),
+    ``train.init_from_teacher`` (see slice_init) and, for speed, ``train.amp`` (see MixedPrecision), ``train.compile``
+    (see compile_mode) and ``train.channels_last`` (default true). Without teachers and terms it trains from scratch.
+    Validation pads to the student's window, as training does.
+
+    With ``datasets.train.dataroot_cache`` (see CachedTeacherDataset) cached outputs stand for those of the teachers,
+    and networks that no term needs are not built.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.scale = opt['scale']
         self.window = window_of(opt['network_g'])
-        self.teachers = build_teachers(opt)
+        self.cached_stores = cached_stores(opt)
+        self.teachers = build_teachers(opt, self.networks_needed(opt), 'target' in self.cached_stores)
         self.distillers: nn.Module | None = None
         self.losses: dict[str, Tensor] = {}
+        self.cached: dict[str, Tensor] = {}
         super().__init__(opt)
+        if self.device.type == 'cpu':  # on a GPU it is not known to be faster for training
+            merge_tails(self.get_bare_model(self.net_g))
+        if hasattr(self, 'net_g_ema'):
+            merge_tails(self.net_g_ema)
+
+    @classmethod
+    def networks_needed(cls, opt: Mapping[str, Any]) -> bool:
+        """Whether the teachers' networks must be built, rather than what a cache holds of their outputs."""
+        train_opt = opt.get('train') or {}
+        uncached = not cached_stores(opt)
+        return uncached or bool(train_opt.get('init_from_teacher')) or needs_networks(train_opt.get('distill') or {})
 
     @classmethod
     def check_options(cls, opt: Mapping[str, Any]) -> None:
-        """Build everything once on the CPU, run a tiny batch, throw it away: whatever is wrong raises here.
-
-        Called before any folder is made, so that a mistake leaves nothing behind. Neither the random state nor ``opt``
-        nor the logger is changed.
-        """
-        opt = deepcopy(dict(opt))
-        if opt['num_gpu'] > 1 and not opt['dist'] and opt.get('teachers'):
-            raise ValueError(
-                f'num_gpu is {opt["num_gpu"]} without a launcher: set num_gpu: 1, or run '
-                f'torchrun --nproc_per_node={opt["num_gpu"]} basicsr/train.py --launcher pytorch -opt ...'
-            )
-        opt.update(num_gpu=0, dist=False)
-        checks.check_top_level(opt)
-        checks.refuse_numbers_in_strings(opt)
-        checks.require_keys(opt, ('scale', 'network_g', 'datasets', 'path'), 'the option file')
-        checks.check_datasets(opt)
-        with torch.random.fork_rng(devices=[]), _silent_logger():
-            checks.build(ARCH_REGISTRY, opt['network_g'], 'network_g')
-            for loss in ('pixel_opt', 'perceptual_opt'):
-                if opt['is_train'] and opt['train'].get(loss):
-                    checks.build(LOSS_REGISTRY, opt['train'][loss], f'train.{loss}')
-            cls(opt).check_output()
+        """Raise for whatever is wrong, before any folder is made; see :mod:`mtkd_model.preflight`."""
+        preflight.check(cls, opt)
 
     def check_output(self) -> None:
         """Raise ValueError unless the student upsamples by ``scale``."""
@@ -84,6 +84,7 @@ class MultiTeacherSRModel(SRModel):
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
+        self.precision = MixedPrecision(train_opt.get('amp'), self.device)
         if train_opt.get('init_from_teacher'):
             self._init_from_teacher(train_opt['init_from_teacher'])
         if train_opt.get('distill'):
@@ -96,6 +97,17 @@ class MultiTeacherSRModel(SRModel):
         super().init_training_settings()
         if without_ground_truth:
             self.cri_pix = None
+        self._compile(compile_mode(train_opt.get('compile')))
+
+    def _compile(self, mode: str | None) -> None:
+        if mode is None:
+            return
+        if self.distillers is not None and needs_networks(self.opt['train']['distill']):
+            raise ValueError(
+                'train.compile: a term of train.distill reaches into the networks, which a compiled student does not '
+                'allow: leave train.compile out, or take terms that compare outputs'
+            )
+        self.get_bare_model(self.net_g).compile(mode=mode)
 
     def _init_from_teacher(self, opt: Mapping[str, Any]) -> None:
         paths = self.opt['path']
@@ -111,7 +123,7 @@ class MultiTeacherSRModel(SRModel):
         student = self.get_bare_model(self.net_g)
         train_set = self.opt['datasets']['train']
         self.distillers = bank = DistillerBank(opt).to(self.device)
-        bank.check_setting(self.teachers is not None, train_set['batch_size_per_gpu'])
+        bank.check_setting(bool(self.opt.get('teachers')), train_set['batch_size_per_gpu'])
         teachers = {}
         if self.teachers is not None:
             teachers = self.teachers.to(self.device).bare()
@@ -122,8 +134,10 @@ class MultiTeacherSRModel(SRModel):
         with torch.no_grad(), _eval_mode(student):
             side = probe_size(self.patch)
             self.lq, self.gt = self._random_image(2, side), self._random_image(2, side * self.scale)
+            self.cached = {name: self._random_image(2, side * self.scale) for name in self.cached_stores}
             bank.build(self.make_step(student, iteration=0))
             del self.lq, self.gt
+            self.cached = {}
         return self._synchronised(bank)
 
     def _synchronised(self, bank: DistillerBank) -> nn.Module:
@@ -135,8 +149,13 @@ class MultiTeacherSRModel(SRModel):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(bank, ignored)
         return self.model_to_device(bank)
 
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        if (self.opt.get('train') or {}).get('channels_last', True):
+            net = net.to(memory_format=torch.channels_last)
+        return super().model_to_device(net)
+
     def setup_optimizers(self) -> None:
-        optim_opt = dict(self.opt['train']['optim_g'])
+        optim_opt = fused_where_possible(self.opt['train']['optim_g'], self.device)
         groups = [{'params': trainable(self.net_g)}]
         if trainable(self.distillers):
             groups.append({'params': trainable(self.distillers), **self.opt['train'].get('optim_distill', {})})
@@ -152,39 +171,46 @@ class MultiTeacherSRModel(SRModel):
         except ValueError as error:
             raise ValueError(f'network_g: {error}') from error
 
+    def predict_in_training(self, net: nn.Module, lq: Tensor) -> Tensor:
+        """``predict`` in the precision of the training, float32 again."""
+        with self.precision.autocast():
+            return self.predict(net, lq).float()
+
     def make_step(self, net: nn.Module, iteration: int) -> Step:
         """Run the student and the teachers on the batch at hand and gather what the terms may ask for."""
         bank = self.get_bare_model(self.distillers)
         with record_taps(self.get_bare_model(net), bank.student_taps) as student_taps:
-            output = self.predict(net, self.lq)
+            output = self.predict_in_training(net, self.lq)
         return Step(
             lq=self.lq,
             gt=self.gt,
             student=output,
-            student_taps=student_taps,
+            student_taps={path: tap.float() for path, tap in student_taps.items()},
             iteration=iteration,
             scale=self.scale,
             patch=self.patch,
-            run_student=lambda lq: self.predict(net, lq),
+            run_student=lambda lq: self.predict_in_training(net, lq),
             student_network=self.get_bare_model(net),
             **self._teachers_part(bank),
         )
 
     def _teachers_part(self, bank: DistillerBank) -> dict[str, Any]:
-        """What the teachers contribute to a Step."""
+        """What the teachers, or the cache of their outputs, contribute to a Step."""
         if self.teachers is None:
-            return {'target': None}
+            cached = dict(self.cached)
+            return {'target': cached.pop('target', None), 'teachers': cached}
         networks = self.teachers.bare()
-        with contextlib.ExitStack() as stack:
-            taps = {
-                name: stack.enter_context(record_taps(network, bank.taps_of(name)))
-                for name, network in networks.items()
-            }
-            outputs = self.teachers(self.lq)
+        tapped = [name for name in networks if bank.taps_of(name)]
+        outputs = self.teachers.outputs(self.lq, {n: image for n, image in self.cached.items() if n not in tapped})
+        taps = {}
+        for name in tapped:
+            with record_taps(networks[name], bank.taps_of(name)) as features:
+                outputs[name]
+            taps |= {f'{name}/{path}': feature.float() for path, feature in features.items()}
         return {
-            'target': outputs.pop('target'),
+            'target': self.cached['target'] if 'target' in self.cached else self.teachers.target(outputs),
             'teachers': outputs,
-            'teacher_taps': {f'{name}/{path}': value for name, tap in taps.items() for path, value in tap.items()},
+            'teacher_taps': taps,
             'run_teacher': self.teachers.run_teacher,
             'teacher_networks': networks,
         }
@@ -192,7 +218,7 @@ class MultiTeacherSRModel(SRModel):
     def compute_losses(self, iteration: int) -> dict[str, Tensor]:
         """Every loss of this batch by the name it has in the log; sets ``self.output``."""
         if self.distillers is None:
-            self.output = self.predict(self.net_g, self.lq)
+            self.output = self.predict_in_training(self.net_g, self.lq)
             return self._losses_to_ground_truth()
         step = self.make_step(self.net_g, iteration)
         self.output = step.student
@@ -210,11 +236,21 @@ class MultiTeacherSRModel(SRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
         losses = self.compute_losses(current_iter)
-        sum(losses.values()).backward()
-        self.optimizer_g.step()
+        self.precision.step(sum(losses.values()), self.optimizer_g)
         self.losses = {name: loss.detach() for name, loss in losses.items()}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        moving_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
+
+    def feed_data(self, data: Mapping[str, Any]) -> None:
+        """Take a batch, or where one lies in resident data, to the device."""
+        batch = gather(data, self.device)
+        self.lq = batch['lq']
+        if 'gt' in batch:
+            self.gt = batch['gt']
+        self.cached = {name: batch[f'cached_{name}'] for name in self.cached_stores if f'cached_{name}' in batch}
 
     def get_current_log(self) -> dict[str, float]:
         """The losses of the last step, averaged over processes; read from the device only when asked for."""
@@ -229,6 +265,14 @@ class MultiTeacherSRModel(SRModel):
 
     def test(self) -> None:
         self.output = self.infer(self.lq)
+
+    def nondist_validation(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
+    ) -> None:
+        validate(self, dataloader, current_iter, tb_logger, save_img)
+
+    def dist_validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        validate(self, dataloader, current_iter, tb_logger, save_img)
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
@@ -284,11 +328,14 @@ class MultiTeacherSRModel(SRModel):
             'iter': current_iter,
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'scaler': self.precision.scaler.state_dict(),
         }
         save_whole(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
+        if resume_state.get('scaler'):
+            self.precision.scaler.load_state_dict(resume_state['scaler'])
         if self._has_distiller_parameters():
             path = Path(self.opt['path']['models']) / f'distill_{resume_state["iter"]}.pth'
             load_weights(self.get_bare_model(self.distillers), read_weights(path, 'params'), True, str(path))
@@ -299,15 +346,27 @@ def probe_size(patch: int) -> int:
     return patch if 0 < patch < PROBE_SIZE else PROBE_SIZE + patch % PROBE_SIZE
 
 
-def build_teachers(opt: Mapping[str, Any]) -> TeacherEnsemble | None:
-    """The ensemble of an option file, or None when it names no teachers."""
-    if not opt.get('teachers'):
+def cached_stores(opt: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the training set holds of the teachers: ``target``, names of teachers, or nothing without a cache."""
+    train_set = (opt.get('datasets') or {}).get('train') or {}
+    if not train_set.get('dataroot_cache'):
+        return ()
+    return tuple(train_set.get('cached') or TeacherCache(Path(train_set['dataroot_cache'])).stores)
+
+
+def build_teachers(opt: Mapping[str, Any], networks_needed: bool, target_is_cached: bool) -> TeacherEnsemble | None:
+    """The ensemble of an option file; None when it names no teachers, or no term needs their networks."""
+    if not opt.get('teachers') or not networks_needed:
         return None
-    return TeacherEnsemble(opt['teachers'], opt['scale'], opt.get('aggregator'))
+    aggregator = opt.get('aggregator')
+    if aggregator and target_is_cached:
+        aggregator = {'inputs': aggregator['inputs']} if 'inputs' in aggregator else None
+    with torch.random.fork_rng(devices=[]):  # the student starts the same with and without them
+        return TeacherEnsemble(opt['teachers'], opt['scale'], aggregator)
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in net.state_dict().items()}
+    return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
 
 
 @contextlib.contextmanager
@@ -318,17 +377,3 @@ def _eval_mode(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         net.train(was_training)
-
-
-@contextlib.contextmanager
-def _silent_logger(name: str = 'basicsr') -> Iterator[None]:
-    """BasicSR's logger takes its file from whoever asks first; keep it silent and unclaimed meanwhile."""
-    logger = logging.getLogger(name)
-    claimed, disabled = name in initialized_logger, logger.disabled
-    initialized_logger[name], logger.disabled = True, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
-        if not claimed:
-            del initialized_logger[name]

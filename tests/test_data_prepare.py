@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import mtkd  # noqa: F401  mends BasicSR before it is imported
-from mtkd_data import parallel, plan, prepare
+from mtkd_data import parallel, plan, prepare, verify
+from mtkd_data.flat_png import view_flat_png
 from mtkd_data.image_io import decode_image, read_image
 from mtkd_data.lmdb_store import LmdbReader, LmdbWriter, MetaEntry, parse_meta_line
 from mtkd_data.matlab_bicubic import imresize_bicubic
@@ -148,6 +149,31 @@ def test_dataset_json_tells_settings_sources_and_counts(hr, tmp_path):
     assert record['settings']['sub_image'] == 24
     assert record['sources']['img2']['file'] == 'img2.png'
     assert (record['sources']['img2']['height'], record['sources']['img2']['width']) == (76, 40)
+
+
+def test_level_0_writes_in_place_png_of_the_same_pictures(hr, tmp_path):
+    for level in ('0', '1'):
+        assert run(hr, tmp_path / level, '--sub-image', '0', '--compression-level', level) == 0
+    in_place, compressed = stored(tmp_path / '0'), stored(tmp_path / '1')
+    for name in ('GT.lmdb', 'LRbicx4.lmdb'):
+        for key, value in in_place[name].items():
+            expected = decode_image(compressed[name][key], key)
+            np.testing.assert_array_equal(view_flat_png(value)[..., ::-1], expected)
+            np.testing.assert_array_equal(decode_image(value, key), expected)
+            assert view_flat_png(compressed[name][key]) is None
+    assert in_place['texts']['GT.lmdb'].startswith(b'img0.png (48,60,3) 0\n')
+    assert (
+        verify.main(['--gt', str(tmp_path / '0/GT.lmdb'), '--lq', str(tmp_path / '0/LRbicx4.lmdb'), '--scale', '4'])
+        == 0
+    )
+
+
+def test_help_says_what_level_0_is_for(capsys):
+    with pytest.raises(SystemExit, match='0'):
+        prepare.main(['--help'])
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert '0 writes in-place PNG' in shown
+    assert 'without decoding the image' in shown
 
 
 def test_jpeg_bmp_and_an_upper_case_extension_are_read_as_opencv_reads_them(tmp_path):

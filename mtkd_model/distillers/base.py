@@ -22,6 +22,7 @@ class Distiller(nn.Module):
     """
 
     needs_teachers: bool = True
+    needs_networks: bool = True  # False: outputs are enough, also when they come from a cache
     smallest_batch: int = 1  # images per process
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ class CSDDistiller(Distiller):
     weights and, at the first step, a batch of one, which has no other samples.
     """
 
+    needs_networks = False
     smallest_batch = 2
 
     def __init__(

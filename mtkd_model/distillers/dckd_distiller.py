@@ -41,6 +41,8 @@ class DCKDDistiller(Distiller):
     weights. The history student is saved and resumed with the run.
     """
 
+    needs_networks = False
+
     def __init__(
         self,
         encoder: Mapping[str, Any],

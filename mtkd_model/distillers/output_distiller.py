@@ -26,6 +26,8 @@ class OutputDistiller(Distiller):
     Raises ValueError for an unknown loss or teacher.
     """
 
+    needs_networks = False
+
     def __init__(self, loss: Mapping[str, Any], teacher: str = 'target', loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
         self.loss = build(LOSS_REGISTRY, loss, 'loss')

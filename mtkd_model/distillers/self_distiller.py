@@ -28,6 +28,7 @@ class SelfDistiller(Distiller):
     """
 
     needs_teachers = False
+    needs_networks = False
 
     def __init__(self, decay: float = 0.999, every: int = 1, loss_weight: float = 0.1) -> None:
         super().__init__(loss_weight)

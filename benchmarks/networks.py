@@ -1,0 +1,123 @@
+"""Models of the shipped option files, at published size, with random weights and a random batch."""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import mtkd  # noqa: F401  registers the networks
+
+# isort: split
+import torch
+import yaml
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.options import ordered_yaml
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from mtkd.checks import build
+from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
+from mtkd_model.multi_teacher_model import MultiTeacherSRModel
+from mtkd_model.step import Step
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDENTS = {
+    'edsr': 'options/train_mtkd_x4.yml',
+    'rcan': 'options/train_mtkd_rcan_x4.yml',
+    'swinir': 'options/train_mtkd_swinir_x4.yml',
+}
+KD = {'type': 'OutputDistiller', 'teacher': 'edsr', 'loss': {'type': 'L1Loss'}}
+Options = dict[str, Any]
+
+
+def published(student: str) -> Options:
+    """The stage-2 option of a student, as BasicSR would hand it to the model."""
+    with (ROOT / STUDENTS[student]).open() as file:
+        opt = yaml.load(file, Loader=ordered_yaml()[0])
+    return {**opt, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1}
+
+
+def random_weights(folder: Path, opt: Options) -> None:
+    """Point every teacher and the aggregator of ``opt`` to files of random weights, written when first wanted."""
+    for name, part in [*opt['teachers'].items(), ('aggregator', opt.get('aggregator'))]:
+        if part is None:
+            continue
+        path = folder / f'{name}.pth'
+        if not path.is_file():
+            torch.manual_seed(0)
+            torch.save(build(ARCH_REGISTRY, part['network'], name).state_dict(), path)
+        part.update(path=str(path), param_key=None)
+
+
+class GraphModel(MultiTeacherSRModel):
+    """MTKD as first released: teachers and aggregator inside the autograd graph, in the layout they are built in."""
+
+    def init_training_settings(self) -> None:
+        super().init_training_settings()
+        self.teachers.requires_grad_(True)
+
+    def make_step(self, net: nn.Module, iteration: int) -> Step:
+        output = net(self.lq)
+        if iteration == 0:  # while the terms are built
+            return super().make_step(net, iteration)
+        outputs = {name: frozen.network(self.lq) for name, frozen in self.teachers.networks.items()}
+        target = self.teachers.aggregator.network(self.teachers.stack(outputs))
+        return Step(lq=self.lq, gt=self.gt, student=output, target=target, teachers=outputs, iteration=iteration)
+
+
+def step_model(variant: str, student: str, folder: Path, device: str, train: Mapping[str, Any] | None = None) -> Any:
+    """The model of one variant: basicsr, scratch, kd, online_fp32, online, cached or graph."""
+    opt = published(student)
+    opt['num_gpu'] = 1 if device == 'cuda' else 0
+    opt['train'] |= train or {}
+    random_weights(folder, opt)
+    precision = 'auto' if variant == 'online' else 'fp32'
+    for part in (*opt['teachers'].values(), opt['aggregator']):
+        part.update(precision=precision, channels_last=variant != 'graph')
+    if variant in ('basicsr', 'scratch'):
+        del opt['teachers'], opt['aggregator'], opt['train']['distill']
+        opt['train']['pixel_opt']['loss_weight'] = 1.0
+    if variant == 'kd':
+        opt['teachers'] = {'edsr': opt['teachers']['edsr']}
+        del opt['aggregator']
+        opt['train']['distill'] = {'kd': deepcopy(KD)}
+    if variant == 'cached':
+        opt['datasets']['train'] |= {'dataroot_cache': 'cache', 'cached': ['target']}
+    if variant == 'graph':
+        opt['train']['channels_last'] = False
+    torch.manual_seed(0)
+    kind = {'basicsr': SRModel, 'graph': GraphModel}.get(variant, MultiTeacherSRModel)
+    return kind(opt)
+
+
+def random_batch(batch: int, lq: int, device: str, scale: int = 4) -> dict[str, Tensor]:
+    """Random images, the cached target among them."""
+    torch.manual_seed(1)
+    sides = {'lq': lq, 'gt': scale * lq, 'cached_target': scale * lq}
+    return {name: torch.rand(batch, 3, side, side).to(device) for name, side in sides.items()}
+
+
+def ensemble_of(count: int, folder: Path, device: str) -> TeacherEnsemble:
+    """``count`` published teachers (from the fourth on again from the first) and an aggregator for so many."""
+    opt = published('edsr')
+    random_weights(folder, opt)
+    names = list(opt['teachers'])
+    teachers = {f'{names[i % 3]}_{i}': {**opt['teachers'][names[i % 3]], 'precision': 'auto'} for i in range(count)}
+    network = {**opt['aggregator']['network'], 'in_chans': 3 * count}
+    aggregator = {'network': network, 'inputs': list(teachers), 'path': None, 'precision': 'auto'}
+    for teacher in teachers.values():
+        teacher['path'] = None
+    torch.manual_seed(0)
+    return TeacherEnsemble(teachers, 4, aggregator, random_weights=True).to(device)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Any:
+    """Whether matrix products and convolutions of float32 may round to TF32 on a GPU."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

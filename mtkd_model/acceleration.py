@@ -1,0 +1,66 @@
+"""What makes a student's step fast without changing what is learned: precision, memory layout, compilation, EMA."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtkd.checks import nearest
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
+
+
+class MixedPrecision:
+    """The precision of the student's passes: ``train.amp``, None (float32), ``bf16`` or ``fp16``.
+
+    Weights, outputs and losses stay float32. With ``fp16`` the losses are scaled so that small gradients survive, and
+    a step whose gradients overflow is left out; the scale is part of the training state.
+
+    Raises ValueError for another precision.
+    """
+
+    def __init__(self, precision: str | None, device: torch.device) -> None:
+        if precision is not None and precision not in DTYPES:
+            raise ValueError(
+                f'train.amp is {precision!r}: {nearest(precision, DTYPES)}expected one of {", ".join(DTYPES)}'
+            )
+        self.device, self.dtype = device, DTYPES.get(precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context of the student's forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Backward pass and optimizer step."""
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def compile_mode(option: Any) -> str | None:
+    """``train.compile``: false, true (``default``) or a mode of torch.compile; ValueError for anything else."""
+    if option in (None, False):
+        return None
+    mode = 'default' if option is True else option
+    if mode not in COMPILE_MODES:
+        raise ValueError(f'train.compile is {option!r}, expected true, false or one of {", ".join(COMPILE_MODES)}')
+    return mode
+
+
+def fused_where_possible(optim_opt: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """``optim_g`` with the one-kernel Adam on a GPU, unless the option says otherwise."""
+    if device.type == 'cuda' and optim_opt.get('type') in ('Adam', 'AdamW'):
+        return {'fused': True, **optim_opt}
+    return dict(optim_opt)
+
+
+@torch.no_grad()
+def moving_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """``average = decay * average + (1 - decay) * network`` for all parameters at once, as BasicSR does one by one."""
+    own, new = list(average.parameters()), list(network.parameters())
+    torch._foreach_mul_(own, decay)
+    torch._foreach_add_(own, new, alpha=1 - decay)

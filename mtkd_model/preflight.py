@@ -1,0 +1,70 @@
+"""Looks through an option file before BasicSR makes a folder or archives an older run of its name."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils.logger import initialized_logger
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY
+
+from mtkd import checks
+from mtkd_data.teacher_cache import TeacherCache
+from mtkd_model.validation_options import check_validation
+
+
+def check(build_model: Callable[[dict[str, Any]], Any], opt: Mapping[str, Any]) -> None:
+    """Build everything once on the CPU, run a tiny batch, throw it away: whatever is wrong raises here.
+
+    Neither the random state nor ``opt`` nor the logger is changed.
+    """
+    opt = deepcopy(dict(opt))
+    if opt['num_gpu'] > 1 and not opt['dist'] and opt.get('teachers'):
+        raise ValueError(
+            f'num_gpu is {opt["num_gpu"]} without a launcher: set num_gpu: 1, or run '
+            f'torchrun --nproc_per_node={opt["num_gpu"]} basicsr/train.py --launcher pytorch -opt ...'
+        )
+    opt.update(num_gpu=0, dist=False)
+    checks.check_top_level(opt)
+    checks.refuse_numbers_in_strings(opt)
+    checks.require_keys(opt, ('scale', 'network_g', 'datasets', 'path'), 'the option file')
+    checks.check_datasets(opt)
+    check_validation(opt)
+    with torch.random.fork_rng(devices=[]), _silent_logger():
+        checks.build(ARCH_REGISTRY, opt['network_g'], 'network_g')
+        for loss in ('pixel_opt', 'perceptual_opt'):
+            if opt['is_train'] and opt['train'].get(loss):
+                checks.build(LOSS_REGISTRY, opt['train'][loss], f'train.{loss}')
+        build_model(opt).check_output()
+    _check_own_datasets(opt)
+
+
+def _check_own_datasets(opt: Mapping[str, Any]) -> None:
+    """The checks that datasets bring themselves, and that a cache comes from these teachers; they may take a while."""
+    for phase, dataset in opt['datasets'].items():
+        where = f'datasets.{phase}'
+        kind = checks.lookup(DATASET_REGISTRY, dataset.get('type'), f'{where}.type')
+        own_check = getattr(kind, 'check_options', None)
+        if dataset.get('dataroot_cache') and own_check is None:
+            raise ValueError(f'{where}.dataroot_cache is read by CachedTeacherDataset alone; type is {dataset["type"]}')
+        if own_check is not None:
+            own_check({'scale': opt['scale'], 'phase': phase.split('_')[0], **dataset})
+        if dataset.get('dataroot_cache'):
+            TeacherCache(Path(dataset['dataroot_cache'])).check_teachers(opt)
+
+
+@contextlib.contextmanager
+def _silent_logger(name: str = 'basicsr') -> Iterator[None]:
+    """BasicSR's logger takes its file from whoever asks first; keep it silent and unclaimed meanwhile."""
+    logger = logging.getLogger(name)
+    claimed, disabled = name in initialized_logger, logger.disabled
+    initialized_logger[name], logger.disabled = True, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+        if not claimed:
+            del initialized_logger[name]

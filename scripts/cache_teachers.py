@@ -1,0 +1,14 @@
+"""Run the teachers of an option file once over its training set and keep what they make; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mtkd  # noqa: F401  first: it mends BasicSR, which the networks come from
+
+# isort: split
+from mtkd_data.cache_teachers import main
+
+if __name__ == '__main__':
+    sys.exit(main())
