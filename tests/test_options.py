@@ -1,6 +1,7 @@
 """Every shipped option file: made from its template, readable by BasicSR, and able to train or test."""
 
 import copy
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,12 @@ import torch
 from basicsr.data import build_dataset
 from basicsr.utils.options import parse_options
 from basicsr.utils.registry import MODEL_REGISTRY
-from conftest import REPO, build_arch, read_option
+from conftest import REPO, build_arch, read_option, write_option
+from torch.utils.data import default_collate
+
+from mtkd_data.cache_plan import CacheSettings
+from mtkd_data.cache_teachers import default_out
+from mtkd_data.cache_teachers import main as cache_teachers
 
 sys.path.insert(0, str(REPO / 'scripts'))
 import make_options
@@ -98,6 +104,17 @@ def toy(options: Options, data: Path, weights: Callable[..., str]) -> Options:
     return options
 
 
+def with_cache(options: Options, folder: Path) -> Options:
+    """``options`` with the teacher cache that their header tells to make, if they train from one."""
+    train_set = options['datasets'].get('train', {})
+    if 'dataroot_cache' in train_set:
+        train_set['dataroot_cache'] = str(folder / Path(train_set['dataroot_cache']).name)
+        plain = json.loads(json.dumps({**options, 'plugin': None}))  # PyYAML writes no OrderedDict
+        option_file = write_option(plain, folder / 'cache.yml')
+        assert cache_teachers(['-opt', str(option_file), '--device', 'cpu']) == 0
+    return options
+
+
 def test_the_files_are_those_of_the_templates(capsys: pytest.CaptureFixture[str]) -> None:
     assert make_options.main(['--check']) == 0, capsys.readouterr().err
 
@@ -162,15 +179,20 @@ def two_steps(model: Any, train_set: Options) -> None:
     for iteration in (1, 2):
         model.update_learning_rate(iteration)
         samples = images[iteration], images[iteration + 1]
-        model.feed_data({key: torch.stack([sample[key] for sample in samples]) for key in ('lq', 'gt')})
+        model.feed_data(default_collate(samples))
         model.optimize_parameters(iteration)
 
 
 @pytest.mark.parametrize('name', TRAINING)
 def test_every_training_file_takes_two_steps(
-    name: str, parsed: Callable[..., Options], data: Path, weights: Callable[..., str], few_threads: None
+    name: str,
+    parsed: Callable[..., Options],
+    data: Path,
+    weights: Callable[..., str],
+    few_threads: None,
+    tmp_path: Path,
 ) -> None:
-    options = toy(parsed(name), data, weights)
+    options = with_cache(toy(parsed(name), data, weights), tmp_path)
     options['datasets']['train']['gt_size'] = patch(options)
     model = MODEL_REGISTRY.get(options['model_type'])(options)
     before = copy.deepcopy(model.net_g.state_dict())
@@ -182,6 +204,21 @@ def test_every_training_file_takes_two_steps(
     log.pop('l_hkdsr_fusion', None)  # its weight is 0
     assert all(0 < value < 10 for value in log.values()), log
     assert any(not torch.equal(before[key], value) for key, value in model.net_g.state_dict().items())
+
+
+@pytest.mark.parametrize('name', [name for name in TRAINING if name.startswith('cached/')])
+def test_a_cached_file_differs_from_its_original_in_the_data_alone(name: str) -> None:
+    ours, original = (read_option(REPO / 'options' / file) for file in (name, name.removeprefix('cached/')))
+    assert ours.pop('name') == f'{original.pop("name")}_cached'
+    train_set, plain = ours['datasets'].pop('train'), original['datasets'].pop('train')
+    assert ours == original
+    assert {key for key in train_set if train_set[key] != plain.get(key)} == {
+        'name', 'type', 'dataroot_gt', 'dataroot_lq', 'dataroot_cache', 'dataset_enlarge_ratio',
+    }  # fmt: skip
+    made = Path(train_set.pop('dataroot_cache'))
+    stores = tuple(ours['teachers']) if 'aggregator' in name else ('target',)
+    ours['datasets']['train'] = train_set
+    assert default_out(ours, CacheSettings(stores=stores)) == made.absolute()  # cache_teachers.py would choose it
 
 
 @pytest.mark.parametrize('name', [name for name in FILES if name.startswith('test/')])

@@ -28,10 +28,10 @@ $rest""")
 TRAIN_SET = Template("""\
   train:
     name: $data
-    type: PairedImageDataset
+    type: $dataset
     dataroot_gt: datasets/$data/GT.lmdb
     dataroot_lq: datasets/$data/LRbicx$scale.lmdb
-    io_backend:
+$cache    io_backend:
       type: lmdb
 
     gt_size: $gt_size
@@ -43,6 +43,8 @@ TRAIN_SET = Template("""\
     dataset_enlarge_ratio: $enlarge
     prefetch_mode: ~
 """)
+
+PLAIN_SET = {'dataset': 'PairedImageDataset', 'cache': ''}  # no teacher cache
 
 BENCHMARK_SET = Template("""\
   $phase:
@@ -177,7 +179,7 @@ def training_file(
     header: str, name: str, model: str, scale: int, teachers: str, network: str, losses: str, **settings: object
 ) -> str:
     """A full-scale training option file."""
-    train_set = {'data': 'DIV2K_sub', 'scale': scale, 'gt_size': gt_size(scale), 'workers': 6, 'batch': 16}
+    train_set = {**PLAIN_SET, 'data': 'DIV2K_sub', 'scale': scale, 'gt_size': gt_size(scale), 'workers': 6, 'batch': 16}
     schedule = {
         'ema': 0.999, 'lr': 0.0001, 'milestones': '[250000, 400000, 450000, 475000]', 'iterations': 500000,
         'val_freq': 5000, 'print_freq': 100, 'save_freq': 5000, 'tensorboard': 'true',

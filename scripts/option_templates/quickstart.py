@@ -3,6 +3,7 @@
 from option_templates.layout import (
     FILE,
     METRICS,
+    PLAIN_SET,
     TO_GROUND_TRUTH,
     TRAIN,
     TRAIN_SET,
@@ -46,7 +47,7 @@ def quick_file(what: str, name: str, model: str, teachers: str, network: str, lo
     rest = TRAIN.substitute({**schedule, 'losses': losses, 'metrics': METRICS.substitute(scale=4)})
     return FILE.substitute(
         header=QUICK_HEADER.format(what=what), name=f'quickstart_{name}', model=model, scale=4, seed=0,
-        datasets=TRAIN_SET.substitute(train_set) + '\n' + QUICKSTART_VAL, teachers=teachers,
+        datasets=TRAIN_SET.substitute(PLAIN_SET, **train_set) + '\n' + QUICKSTART_VAL, teachers=teachers,
         network=network_section(network), rest=rest,
     )  # fmt: skip
 

@@ -35,17 +35,36 @@ STAGE_2 = """\
 # Departures: {gt_size_note}the student starts from scratch at 1e-4, where the released option fine-tunes a trained
 # student at 2e-5 (then set path.pretrain_network_g and lr: 0.00002)."""
 
+FROM_CACHE = """
+#
+# From a cache of what the teachers make of the training set, so that a step costs what one from scratch does:
+#   python scripts/prepare_data.py --hr DIV2K_train_HR --out datasets/DIV2K --scale 2 3 4 --sub-image 0 \\
+#       --compression-level 0
+#   python scripts/cache_teachers.py -opt options/cached/{file}
+# The target takes 13 GB for DIV2K, each teacher as much."""
+CACHE_KEYS = """\
+    dataroot_cache: datasets/DIV2K/{folder}
+    resident: ~  # `device` decodes everything once into the GPU's memory, `host` into the computer's
+"""
+
 
 def two_stages(scale: int) -> dict[str, str]:
     """File name -> text of the aggregator, the students and their tests at one scale."""
     aggregator = f'MTKD_aggregator_x{scale}'
     order = f'\naggregator:\n  inputs: [{", ".join(TEACHERS)}]  # the channels; stored in the checkpoint\n'
     merged = published_teachers(scale) + order
+
+    def stage_1(header: str, name: str, **settings: object) -> str:
+        return training_file(
+            header, name, 'AggregationModel', scale, merged, published_aggregator(scale),
+            TO_GROUND_TRUTH.substitute(weight=1.0), lr=0.0002, gt_size=gt_size(scale) * 2, **settings,
+        )  # fmt: skip
+
+    file, header = f'train_mtkd_aggregator_x{scale}.yml', STAGE_1.format(scale=scale)
+    from_cache = header + FROM_CACHE.format(file=file)
     files = {
-        f'train_mtkd_aggregator_x{scale}.yml': training_file(
-            STAGE_1.format(scale=scale), aggregator, 'AggregationModel', scale, merged, published_aggregator(scale),
-            TO_GROUND_TRUTH.substitute(weight=1.0), lr=0.0002, gt_size=gt_size(scale) * 2,
-        ),
+        file: stage_1(header, aggregator),
+        f'cached/{file}': stage_1(from_cache, f'{aggregator}_cached', **cache_of(scale, TEACHERS)),
         f'test/test_mtkd_aggregator_x{scale}.yml': testing_file(
             'the aggregated target, the teacher of stage 2', f'test_{aggregator}', 'AggregationModel', scale, merged,
             published_aggregator(scale), trained(aggregator),
@@ -57,15 +76,29 @@ def two_stages(scale: int) -> dict[str, str]:
     return files
 
 
+def cache_of(scale: int, stores: tuple[str, ...]) -> dict[str, object]:
+    """Settings of a training set with a teacher cache, under the name cache_teachers.py gives it."""
+    of = ['of', *TEACHERS] if 'target' in stores else []
+    folder = '_'.join([f'LRbicx{scale}', 'cache', *stores, *of])
+    return {
+        'dataset': 'CachedTeacherDataset', 'cache': CACHE_KEYS.format(folder=folder), 'data': 'DIV2K', 'enlarge': 100,
+    }  # fmt: skip
+
+
 def _student(student: str, scale: int, teachers: str) -> dict[str, str]:
     name, network = f'MTKD_{student}_x{scale}', STUDENT_NETWORKS[student](scale)
     infix = '' if student == 'edsr' else f'{student}_'
     header = STAGE_2.format(student=TITLES[student], scale=scale, gt_size_note=gt_size_note(scale))
+    losses = TO_GROUND_TRUTH.substitute(weight=0.1) + MTKD_TERM
+
+    def stage_2(header: str, name: str, **settings: object) -> str:
+        return training_file(header, name, 'MultiTeacherSRModel', scale, teachers, network, losses, **settings)
+
+    file = f'train_mtkd_{infix}x{scale}.yml'
+    from_cache = header + FROM_CACHE.format(file=file)
     return {
-        f'train_mtkd_{infix}x{scale}.yml': training_file(
-            header, name, 'MultiTeacherSRModel', scale, teachers, network,
-            TO_GROUND_TRUTH.substitute(weight=0.1) + MTKD_TERM,
-        ),
+        file: stage_2(header, name),
+        f'cached/{file}': stage_2(from_cache, f'{name}_cached', **cache_of(scale, ('target',))),
         f'test/test_mtkd_{infix}x{scale}.yml': testing_file(
             f'the {TITLES[student]} student of MTKD', f'test_{name}', 'MultiTeacherSRModel', scale, '', network,
             trained(name),
