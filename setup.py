@@ -11,6 +11,8 @@ OPTION_FOLDERS = sorted(
     for folder in (ROOT / 'options', *(ROOT / 'options').rglob('*'))
     if folder.is_dir()
 )
+PACKAGES = ['mtkd', 'mtkd_arch', 'mtkd_loss', 'mtkd_model', 'mtkd_model.distillers']
+PACKAGES += ['mtkd_data', 'mtkd_data.preparation', 'mtkd_data.teacher_cache']
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text(encoding='utf-8')).group(1)
 
 setup(
@@ -21,7 +23,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10,<3.13',
-    packages=['mtkd', 'mtkd_arch', 'mtkd_data', 'mtkd_loss', 'mtkd_model', 'mtkd_model.distillers', *OPTION_FOLDERS],
+    packages=[*PACKAGES, *OPTION_FOLDERS],
     package_dir={name: name.replace('mtkd.options', 'options').replace('.', '/') for name in OPTION_FOLDERS},
     package_data={name: ['*.yml'] for name in OPTION_FOLDERS},
     install_requires=[
@@ -43,9 +45,9 @@ setup(
     extras_require={'test': ['pytest', 'pytest-cov', 'hypothesis', 'scipy<2', 'ruff', 'scikit-image']},
     entry_points={
         'console_scripts': [
-            'mtkd-prepare-data=mtkd_data.prepare:main',
-            'mtkd-verify-data=mtkd_data.verify:main',
-            'mtkd-cache-teachers=mtkd_data.cache_teachers:main',
+            'mtkd-prepare-data=mtkd_data.preparation.prepare:main',
+            'mtkd-verify-data=mtkd_data.preparation.verify:main',
+            'mtkd-cache-teachers=mtkd_data.teacher_cache.command:main',
         ]
     },
 )

@@ -32,10 +32,10 @@ from benchmarks import record
 from mtkd_data.flat_png import encode_flat_png
 from mtkd_data.image_io import decode_image
 from mtkd_data.lmdb_store import LmdbReader, LmdbWriter, MetaEntry
-from mtkd_data.plan import Settings
-from mtkd_data.prepare import prepare_dataset
+from mtkd_data.preparation.plan import Settings
+from mtkd_data.preparation.prepare import prepare_dataset
 from mtkd_data.resident import gather
-from mtkd_data.teacher_cache import lq_fingerprint
+from mtkd_data.teacher_cache.cache import lq_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE, SUB_IMAGE = 4, 480

@@ -14,7 +14,7 @@ from mtkd.checks import nearest
 from mtkd_data.image_store import FileStore, ImageSource, LmdbStore, SharedReader
 from mtkd_data.lmdb_store import parse_meta_line
 from mtkd_data.paired_crops import PairedCrops
-from mtkd_data.teacher_cache import CacheFolder, TeacherCache, lq_fingerprint
+from mtkd_data.teacher_cache.cache import CacheFolder, TeacherCache, lq_fingerprint
 
 SHOWN_KEYS = 3
 

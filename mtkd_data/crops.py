@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtkd_data.teacher_cache import LEVELS, LOWEST
+from mtkd_data.teacher_cache.cache import LEVELS, LOWEST
 
 
 class Crop(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 
 from mtkd_data.flat_png import view_flat_png
 from mtkd_data.lmdb_store import LmdbReader
-from mtkd_data.teacher_cache import check_stored, decode_cached
+from mtkd_data.teacher_cache.cache import check_stored, decode_cached
 
 Bits = Literal[8, 16]
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mtkd_data.crops import Crop, cut
 from mtkd_data.image_store import ImageSource
-from mtkd_data.teacher_cache import LEVELS, LOWEST
+from mtkd_data.teacher_cache.cache import LEVELS, LOWEST
 
 Place = Literal['host', 'device']
 

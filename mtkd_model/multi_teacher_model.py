@@ -20,7 +20,7 @@ from mtkd_arch.taps import record_taps
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble, window_of
 from mtkd_arch.weights import load_weights, read_weights
 from mtkd_data.resident import gather
-from mtkd_data.teacher_cache import TeacherCache
+from mtkd_data.teacher_cache.cache import TeacherCache
 from mtkd_model import preflight
 from mtkd_model.acceleration import MixedPrecision, compile_mode, fused_where_possible, moving_average
 from mtkd_model.checkpoint import save_whole

@@ -12,7 +12,7 @@ from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY
 
 from mtkd import checks
-from mtkd_data.teacher_cache import TeacherCache
+from mtkd_data.teacher_cache.cache import TeacherCache
 from mtkd_model.validation_options import check_validation
 
 

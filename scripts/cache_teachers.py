@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mtkd  # noqa: F401  first: it mends BasicSR, which the networks come from
 
 # isort: split
-from mtkd_data.cache_teachers import main
+from mtkd_data.teacher_cache.command import main
 
 if __name__ == '__main__':
     sys.exit(main())

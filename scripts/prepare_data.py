@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtkd_data.prepare import main
+from mtkd_data.preparation.prepare import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtkd_data.prepare import main as prepare
+from mtkd_data.preparation.prepare import main as prepare
 
 TRAIN = ('astronaut.png', 'rocket.jpg', 'motorcycle_left.png', 'retina.jpg', 'ihc.png', 'hubble_deep_field.jpg',
          'brick.png', 'grass.png', 'gravel.png', 'camera.png')  # fmt: skip

@@ -20,7 +20,7 @@ from basicsr.utils.logger import initialized_logger
 from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from mtkd_data.prepare import main as prepare
+from mtkd_data.preparation.prepare import main as prepare
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('MTKD_SHARED', REPO.parent / 'shared'))

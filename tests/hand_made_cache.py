@@ -8,7 +8,7 @@ import numpy as np
 
 from mtkd_data.flat_png import encode_flat_png
 from mtkd_data.lmdb_store import LmdbReader, LmdbWriter, MetaEntry
-from mtkd_data.teacher_cache import lq_fingerprint
+from mtkd_data.teacher_cache.cache import lq_fingerprint
 
 
 def encode(image: np.ndarray, level: int) -> bytes:

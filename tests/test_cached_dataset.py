@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from mtkd_data.cached_teacher_dataset import CachedTeacherDataset
 from mtkd_data.flat_png import FIRST_PIXEL
 from mtkd_data.lmdb_store import LmdbWriter, MetaEntry
-from mtkd_data.matlab_bicubic import imresize_bicubic
 from mtkd_data.paired_crop_dataset import PairedCropDataset
-from mtkd_data.teacher_cache import from_uint16
+from mtkd_data.preparation.matlab_bicubic import imresize_bicubic
+from mtkd_data.teacher_cache.cache import from_uint16
 
 SEEDS = range(12)  # each draws other flips
 Images = dict[str, np.ndarray]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mtkd_data.matlab_bicubic import imresize_bicubic, integer_weights, mod_crop
+from mtkd_data.preparation.matlab_bicubic import imresize_bicubic, integer_weights, mod_crop
 
 SHARED = Path(os.environ.get('MTKD_SHARED', Path(__file__).resolve().parents[2] / 'shared')) / 'data'
 

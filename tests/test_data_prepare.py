@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 import mtkd  # noqa: F401  mends BasicSR before it is imported
-from mtkd_data import parallel, plan, prepare, verify
 from mtkd_data.flat_png import view_flat_png
 from mtkd_data.image_io import decode_image, read_image
 from mtkd_data.lmdb_store import LmdbReader, LmdbWriter, MetaEntry, parse_meta_line
-from mtkd_data.matlab_bicubic import imresize_bicubic
+from mtkd_data.preparation import parallel, plan, prepare, verify
+from mtkd_data.preparation.matlab_bicubic import imresize_bicubic
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('MTKD_SHARED', ROOT.parent / 'shared')) / 'data'
@@ -448,7 +448,7 @@ def test_a_partial_folder_of_unknown_origin_is_left_alone(hr, tmp_path, capsys):
 
 def test_two_runs_at_once_do_not_work_on_one_folder(hr, tmp_path, capsys):
     (tmp_path / 'out.partial').mkdir()
-    with prepare._only_run(tmp_path / 'out.partial'):
+    with prepare.only_run(tmp_path / 'out.partial'):
         assert run(hr, tmp_path / 'out', '--sub-image', '0') == 2
     assert 'another run is at work in it' in capsys.readouterr().err
 

@@ -9,9 +9,9 @@ import lmdb
 import numpy as np
 import pytest
 
-from mtkd_data import plan, prepare, verify
 from mtkd_data.image_io import encode_png
-from mtkd_data.matlab_bicubic import imresize_bicubic
+from mtkd_data.preparation import plan, prepare, verify
+from mtkd_data.preparation.matlab_bicubic import imresize_bicubic
 
 SHARED = Path(os.environ.get('MTKD_SHARED', Path(__file__).resolve().parents[2] / 'shared')) / 'data'
 

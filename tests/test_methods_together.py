@@ -16,7 +16,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import build_arch, read_option, scratch, small_network, write_option
 
 from mtkd_arch.weights import read_weights
-from mtkd_data.prepare import main as prepare
+from mtkd_data.preparation.prepare import main as prepare
 from mtkd_model.distillers import DISTILLER_REGISTRY
 
 Options = dict[str, Any]

@@ -18,9 +18,9 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import REPO, build_arch, read_option, write_option
 from torch.utils.data import default_collate
 
-from mtkd_data.cache_plan import CacheSettings
-from mtkd_data.cache_teachers import default_out
-from mtkd_data.cache_teachers import main as cache_teachers
+from mtkd_data.teacher_cache.command import default_out
+from mtkd_data.teacher_cache.command import main as cache_teachers
+from mtkd_data.teacher_cache.plan import CacheSettings
 
 sys.path.insert(0, str(REPO / 'scripts'))
 import make_options

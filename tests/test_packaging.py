@@ -24,7 +24,7 @@ for registry in (ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, DISTILLER_REGISTR
     print(*(name for name, part in registry if part.__module__.startswith('mtkd')))
 for module in (mtkd, mtkd.mtkd_arch, mtkd.mtkd_loss, mtkd.mtkd_model):
     print(module.__file__)
-import mtkd_data.prepare, mtkd_data.verify
+import mtkd_data.preparation.prepare, mtkd_data.preparation.verify
 """
 
 

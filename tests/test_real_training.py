@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import AGGREGATOR, REPO, script_environment, small_network, write_option
 
-from mtkd_data.prepare import main as prepare
+from mtkd_data.preparation.prepare import main as prepare
 
 Options = dict[str, Any]
 TEACHERS = {'edsr': {'num_feat': 24, 'num_block': 4}, 'rcan': {'num_feat': 24}, 'swinir': {'embed_dim': 24}}

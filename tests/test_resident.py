@@ -23,10 +23,10 @@ from mtkd.compat import worker_init_fn
 from mtkd_data import resident
 from mtkd_data.cached_teacher_dataset import CachedTeacherDataset
 from mtkd_data.image_store import FileStore, ImageSource
-from mtkd_data.matlab_bicubic import imresize_bicubic
 from mtkd_data.paired_crop_dataset import PairedCropDataset
+from mtkd_data.preparation.matlab_bicubic import imresize_bicubic
 from mtkd_data.resident import Resident, gather
-from mtkd_data.teacher_cache import from_uint16
+from mtkd_data.teacher_cache.cache import from_uint16
 
 CPU = torch.device('cpu')
 SIZES = ((72, 96), (60, 48), (96, 72), (48, 48), (84, 60))

@@ -21,13 +21,13 @@ from conftest import REPO, small_network, stage_one, write_option
 
 from mtkd_arch.self_ensemble import self_ensemble
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
-from mtkd_data import cache_plan, cache_writer
-from mtkd_data.cache_shards import CLIPPED, CacheShard, done_keys, merge_shards, read_clipped
-from mtkd_data.cache_teachers import main
 from mtkd_data.flat_png import encode_flat_png
 from mtkd_data.lmdb_store import LmdbReader, LmdbWriter, MetaEntry
-from mtkd_data.teacher_cache import TeacherCache, decode_cached, from_uint16, lq_fingerprint, to_uint16
-from mtkd_data.teacher_runner import TeacherRunner
+from mtkd_data.teacher_cache import plan, writer
+from mtkd_data.teacher_cache.cache import TeacherCache, decode_cached, from_uint16, lq_fingerprint, to_uint16
+from mtkd_data.teacher_cache.command import main
+from mtkd_data.teacher_cache.runner import TeacherRunner
+from mtkd_data.teacher_cache.shards import CLIPPED, CacheShard, done_keys, merge_shards, read_clipped
 
 Options = dict[str, Any]
 HALF_A_STEP = 0.5 / 32767.5
@@ -289,7 +289,7 @@ def test_an_unfinished_cache_goes_on_where_it_stopped(options, cache, tmp_path, 
         made.append(lq.shape)
         return run_networks(runner, lq)
 
-    monkeypatch.setattr(cache_writer, 'COMMIT_SECONDS', 0)
+    monkeypatch.setattr(writer, 'COMMIT_SECONDS', 0)
     monkeypatch.setattr(TeacherRunner, 'run', stopping)
     assert run(options, tmp_path) == 2
     with pytest.raises(FileNotFoundError, match=r'the cache is unfinished, .*cache\.partial holds .* run the same'):
@@ -304,7 +304,7 @@ def test_an_unfinished_cache_goes_on_where_it_stopped(options, cache, tmp_path, 
 
 def test_an_unfinished_cache_of_other_weights_shows_both_fingerprints(options, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(cache_writer, '_make', lambda *_: exec('raise OSError("stopped")'))
+        patch.setattr(writer, '_make', lambda *_: exec('raise OSError("stopped")'))
         assert run(options, tmp_path) == 2
     begun = json.loads((tmp_path / 'cache.partial/begun.json').read_text())
     resave(options['teachers']['rcan'], tmp_path)
@@ -345,13 +345,13 @@ def script(folder: Path, *lines: str) -> Path:
     path.write_text(
         'import itertools, os, signal, sys, time\n'
         'import mtkd\n'
-        'from mtkd_data import cache_teachers, cache_writer\n'
-        'from mtkd_data.teacher_runner import TeacherRunner\n'
+        'from mtkd_data.teacher_cache import command, writer\n'
+        'from mtkd_data.teacher_cache.runner import TeacherRunner\n'
         'real, numbers = TeacherRunner.run, itertools.count(1)\n'
         'def run(runner, lq):\n'
         '    number = next(numbers)\n' + ''.join(f'    {line}\n' for line in lines) + '    return real(runner, lq)\n'
-        'TeacherRunner.run, cache_writer.COMMIT_SECONDS = run, 0\n'
-        'sys.exit(cache_teachers.main())\n'
+        'TeacherRunner.run, writer.COMMIT_SECONDS = run, 0\n'
+        'sys.exit(command.main())\n'
     )
     return path
 
@@ -394,7 +394,7 @@ def test_two_processes_make_what_one_makes_and_go_on_with_its_work(options, tmp_
         return run_networks(runner, lq)
 
     with monkeypatch.context() as patch:  # one process makes one of four images
-        patch.setattr(cache_writer, 'COMMIT_SECONDS', 0)
+        patch.setattr(writer, 'COMMIT_SECONDS', 0)
         patch.setattr(TeacherRunner, 'run', stopping)
         assert run(options, tmp_path, *arguments) == 2
     torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
@@ -482,9 +482,9 @@ def test_a_disk_that_is_too_small_is_refused(options, tmp_path, capsys, monkeypa
 def test_the_room_that_is_asked_for_is_what_the_cache_takes(cache):
     for form in ('lmdb', 'disk'):
         root = cache('--stores', 'target', 'edsr', '--format', form, out=form)
-        settings = cache_plan.CacheSettings(('target', 'edsr'), form)
+        settings = plan.CacheSettings(('target', 'edsr'), form)
         taken = sum(path.stat().st_size for path in root.rglob('*.mdb' if form == 'lmdb' else '*.png'))
-        needed = cache_plan.bytes_needed([(144, 192)] * 4, settings)
+        needed = plan.bytes_needed([(144, 192)] * 4, settings)
         if form == 'disk':
             assert taken == needed
         else:  # a store of four images is so small that the few pages of the tree show

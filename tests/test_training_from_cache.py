@@ -14,7 +14,7 @@ from conftest import WAVELET_TERM, scratch, small_network, stage_one, write_opti
 from test_multi_teacher_model import batch, made, stepped
 
 from mtkd_arch.weights import read_weights
-from mtkd_data.cache_teachers import main as cache_teachers
+from mtkd_data.teacher_cache.command import main as cache_teachers
 from mtkd_model.distillers import DISTILLER_REGISTRY
 
 Options = dict[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 import lmdb
 
 from mtkd_data.lmdb_store import FolderWriter, LmdbWriter, MetaEntry
-from mtkd_data.teacher_cache import store_name
+from mtkd_data.teacher_cache.cache import store_name
 
 CLIPPED = 'clipped.txt'  # lines `key count`
 

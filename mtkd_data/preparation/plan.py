@@ -155,12 +155,15 @@ def describe_dataset(sources: dict[str, Source], settings: Settings) -> dict:
 
 
 def least_bytes(sources: dict[str, Source], settings: Settings) -> int:
-    """A lower bound of what the data set takes: our PNG are no smaller per pixel than their source (BMP: a quarter)."""
+    """A lower bound of what the data set takes: our PNG are no smaller per pixel than their source (BMP: a quarter).
+
+    At compression level 0 it is what the pixels take.
+    """
     share = sum(1 / scale**2 for scale in settings.stores.values())
     total = 0.0
     for key, source in sources.items():
         boxes = cut_boxes(key, source.height, source.width, settings).values()
         pixels = sum(height * width for _, _, height, width in boxes)
         factor = 0.25 if source.file.lower().endswith('.bmp') else 1.0
-        total += factor * source.bytes * pixels / (source.height * source.width)
+        total += 3 * pixels if settings.compression_level == 0 else factor * source.bytes * pixels / (source.height * source.width)
     return int(total * share)

@@ -5,7 +5,6 @@ by the same command: a source is done when all its images are in all stores, and
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -13,18 +12,28 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mtkd_data.folder_lock import only_run
 from mtkd_data.image_io import decode_image, encode_png
 from mtkd_data.lmdb_store import FolderWriter, LmdbWriter, MetaEntry, sync_path, write_atomically
-from mtkd_data.matlab_bicubic import imresize_bicubic, mod_crop
-from mtkd_data.parallel import run_tasks
-from mtkd_data.plan import Box, Settings, Source, cut_boxes, describe_dataset, inspect_folder, least_bytes, shrink_box
+from mtkd_data.preparation.matlab_bicubic import imresize_bicubic, mod_crop
+from mtkd_data.preparation.parallel import run_tasks
+from mtkd_data.preparation.plan import (
+    Box,
+    Settings,
+    Source,
+    cut_boxes,
+    describe_dataset,
+    inspect_folder,
+    least_bytes,
+    shrink_box,
+)
 
 COMMIT_SECONDS = 0.5  # a kill costs this much finished work, and what the workers hold
 COMMIT_BYTES = 64 * 2**20
@@ -74,7 +83,7 @@ def prepare_dataset(hr: Path, out: Path, settings: Settings, workers: int = 1, p
     check_resumable(folder, description)
     check_room(folder, out, least_bytes(sources, settings))
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_run(folder):
+    with only_run(folder):
         write_atomically(folder / 'dataset.json', json.dumps(description, indent=1).encode('ascii'))
         _fill(folder, hr, sources, settings, workers, progress)
         sync_path(folder)
@@ -93,20 +102,6 @@ def check_resumable(folder: Path, description: dict) -> None:
         if begun.get(name) != description[name]:
             remedy = 'repeat it as it was, or delete the folder'
             raise FileExistsError(f'{folder}: an unfinished run had another value of {name!r}: {remedy}')
-
-
-@contextmanager
-def _only_run(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lifts it when this process dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(f'{folder}: another run is at work in it: wait for it or end it') from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _fill(folder: Path, hr: Path, sources: dict[str, Source], settings: Settings, workers: int, progress: bool) -> None:

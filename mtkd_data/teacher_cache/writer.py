@@ -20,15 +20,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import mtkd
-from mtkd_data.cache_plan import BEGUN, CacheSettings, check_start
-from mtkd_data.cache_shards import CLIPPED, CacheShard, done_keys, merge_shards, read_clipped
 from mtkd_data.flat_png import encode_flat_png
+from mtkd_data.folder_lock import only_run
 from mtkd_data.lmdb_store import MetaEntry, sync_path, write_atomically
-from mtkd_data.lq_source import LqImage, LqSource
-from mtkd_data.prepare import COMMIT_BYTES, COMMIT_SECONDS, _only_run
-from mtkd_data.process_group import ProcessGroup
-from mtkd_data.teacher_cache import HIGHEST, LOWEST, RECORD, TeacherCache, to_uint16
-from mtkd_data.teacher_runner import TeacherRunner
+from mtkd_data.preparation.prepare import COMMIT_BYTES, COMMIT_SECONDS
+from mtkd_data.teacher_cache.cache import HIGHEST, LOWEST, RECORD, TeacherCache, to_uint16
+from mtkd_data.teacher_cache.lq_source import LqImage, LqSource
+from mtkd_data.teacher_cache.plan import BEGUN, CacheSettings, check_start
+from mtkd_data.teacher_cache.process_group import ProcessGroup
+from mtkd_data.teacher_cache.runner import TeacherRunner
+from mtkd_data.teacher_cache.shards import CLIPPED, CacheShard, done_keys, merge_shards, read_clipped
 
 
 def write_cache(
@@ -66,7 +67,7 @@ def _begin(
 ) -> list[str]:
     """Claim the folder, note what is made in it, and give the keys that are not made yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(_only_run(folder))
+    stack.enter_context(only_run(folder))
     if not (folder / BEGUN).is_file():
         begun = dict(description)
         if settings.tile:

@@ -15,10 +15,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mtkd_data.lmdb_store import LmdbReader
-from mtkd_data.pair_checks import Pair, check_pair
-from mtkd_data.pair_keys import Reader, find_count_problems, find_key_problems, open_reader, paired_keys
-from mtkd_data.parallel import run_tasks
-from mtkd_data.plan import list_problems
+from mtkd_data.preparation.pair_checks import Pair, check_pair
+from mtkd_data.preparation.pair_keys import Reader, find_count_problems, find_key_problems, open_reader, paired_keys
+from mtkd_data.preparation.parallel import run_tasks
+from mtkd_data.preparation.plan import list_problems
 
 SUB_IMAGE_BORDER = 2
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mtkd_data.image_io import decode_image
 from mtkd_data.lmdb_store import MetaEntry
-from mtkd_data.matlab_bicubic import imresize_bicubic, mod_crop
+from mtkd_data.preparation.matlab_bicubic import imresize_bicubic, mod_crop
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 
 from mtkd_data.image_io import check_header, decode_image, key_images, list_images, read_header
 from mtkd_data.lmdb_store import LmdbReader, parse_meta_line
-from mtkd_data.pair_keys import lq_key
-from mtkd_data.plan import list_problems
+from mtkd_data.preparation.pair_keys import lq_key
+from mtkd_data.preparation.plan import list_problems
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mtkd.checks import require_keys, require_known_keys
 from mtkd_arch.self_ensemble import self_ensemble
 from mtkd_arch.teacher_ensemble_arch import AGGREGATOR_KEYS, TEACHER_KEYS, TeacherEnsemble
 from mtkd_arch.tiling import check_tiles, run_tiled, seam_difference
-from mtkd_data.cache_description import involved_teachers, teacher_order
+from mtkd_data.teacher_cache.description import involved_teachers, teacher_order
 
 AGGREGATOR_WINDOW = 8  # DCTSwin's default
 

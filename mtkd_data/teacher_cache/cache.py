@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from mtkd_data.cache_description import CACHE_VERSION, FORMATS, compare_teachers
 from mtkd_data.image_io import PNG_SIGNATURE
 from mtkd_data.lmdb_store import LmdbReader, parse_meta_line
-from mtkd_data.pair_keys import FolderReader
+from mtkd_data.preparation.pair_keys import FolderReader
+from mtkd_data.teacher_cache.description import CACHE_VERSION, FORMATS, compare_teachers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mtkd_data.cache_description import CACHE_VERSION, FORMATS, describe_networks
 from mtkd_data.flat_png import encode_flat_png
-from mtkd_data.lq_source import LqImage
-from mtkd_data.prepare import check_room
-from mtkd_data.teacher_cache import HIGHEST, LOWEST, TeacherCache, fingerprint_of
-from mtkd_data.teacher_runner import precision_of
+from mtkd_data.preparation.prepare import check_room
+from mtkd_data.teacher_cache.cache import HIGHEST, LOWEST, TeacherCache, fingerprint_of
+from mtkd_data.teacher_cache.description import CACHE_VERSION, FORMATS, describe_networks
+from mtkd_data.teacher_cache.lq_source import LqImage
+from mtkd_data.teacher_cache.runner import precision_of
 
 BEGUN = 'begun.json'  # in an unfinished cache: what it is made from; `cache.json` comes last
 LMDB_PAGE = 4096

@@ -16,12 +16,12 @@ from basicsr.utils.options import ordered_yaml
 from tqdm import tqdm
 
 from mtkd_arch.frozen_network import best_dtype
-from mtkd_data.cache_description import choose_stores, teacher_order
-from mtkd_data.cache_plan import CacheSettings, describe_cache, find_complete
-from mtkd_data.cache_writer import write_cache
-from mtkd_data.lq_source import LqImage, LqSource
-from mtkd_data.process_group import ProcessGroup
-from mtkd_data.teacher_runner import TeacherRunner, check_sections, choose_precision
+from mtkd_data.teacher_cache.description import choose_stores, teacher_order
+from mtkd_data.teacher_cache.lq_source import LqImage, LqSource
+from mtkd_data.teacher_cache.plan import CacheSettings, describe_cache, find_complete
+from mtkd_data.teacher_cache.process_group import ProcessGroup
+from mtkd_data.teacher_cache.runner import TeacherRunner, check_sections, choose_precision
+from mtkd_data.teacher_cache.writer import write_cache
 
 
 def read_option(path: Path) -> dict[str, Any]:
