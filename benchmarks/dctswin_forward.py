@@ -3,32 +3,29 @@
 Two baselines of the same weights: ``plain`` also runs every convolution of the upsampling on its own, as the released
 network does; ``plain_attention`` shares all convolutions with DCTSwin, so it shows the part of the window attention.
 
-    python benchmarks/dctswin_forward.py --runs 10 --json benchmarks/results/dctswin_forward_cpu.json
+``dctswin_bf16`` is ours in the precision that the option files give the aggregator.
 """
 
 import argparse
 import copy
-import datetime
+import functools
 import json
 import math
-import platform
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # so that the script measures the checkout it lies in
-from mtkd_arch.dctswin_arch import DCTSwin, DctWindowAttention  # noqa: E402
+from benchmarks import record
+from mtkd_arch.dctswin_arch import DCTSwin, DctWindowAttention
+from mtkd_arch.frozen_network import FrozenNetwork
 
 BATCH = (4, 9, 128, 128)  # crops of 128 pixels of three teachers
 TOLERANCE = 1e-5
-WARM_UP = 3
+HALF_TOLERANCE = 1 / 255  # of bf16, one level of 8 bits
 
 
 def fft_dct(x: Tensor) -> Tensor:
@@ -100,86 +97,44 @@ def build(device: torch.device) -> dict[str, nn.Module]:
             module.__class__ = PlainWindowAttention
     plain = copy.deepcopy(plain_attention)
     plain.__class__ = PlainDCTSwin
-    return {'dctswin': network, 'plain': plain, 'plain_attention': plain_attention}
-
-
-def seconds(network: nn.Module, images: Tensor) -> float:
-    start = time.perf_counter()
-    network(images)
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4)
-    return {'median': median, 'q1': low, 'q3': high, 'iqr': high - low}
+    half = FrozenNetwork(copy.deepcopy(network), precision='bf16')
+    return {'dctswin': network, 'dctswin_bf16': half, 'plain': plain, 'plain_attention': plain_attention}
 
 
 @torch.no_grad()
-def measure(runs: int, device: torch.device) -> dict[str, object]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each network, what the plain ones take in units of ours, and how far the outputs are apart."""
+    device = torch.device(args.device)
     networks = build(device)
     images = torch.rand(BATCH, device=device)
-    expected = networks['plain'](images)
-    difference = max((network(images) - expected).abs().max().item() for network in networks.values())
-    if not difference <= TOLERANCE:
-        raise SystemExit(f'the networks differ by {difference:.1e}, expected at most {TOLERANCE:.0e}')
-    times = {name: [] for name in networks}
-    for run in range(-WARM_UP, runs):
-        for name, network in networks.items():
-            elapsed = seconds(network, images)
-            if run >= 0:
-                times[name].append(elapsed)
-    ours = times['dctswin']
+    outputs = {name: network(images) for name, network in networks.items()}
+    apart = {name: (output - outputs['plain']).abs().max().item() for name, output in outputs.items()}
+    for name, difference in apart.items():
+        tolerance = HALF_TOLERANCE if name.endswith('bf16') else TOLERANCE
+        if not difference <= tolerance:
+            raise SystemExit(f'{name} differs by {difference:.1e}, expected at most {tolerance:.0e}')
+    steps = {name: functools.partial(network, images) for name, network in networks.items()}
+    times = record.interleaved(steps, args.runs, args.device, warmup=3)
     return {
-        'benchmark': 'dctswin_forward',
-        'input': list(BATCH),
-        'runs': runs,
-        'max_difference': difference,
-        **{f'{name}_seconds': summary(values) for name, values in times.items()},
-        **{
-            f'{name}_to_dctswin': summary([theirs / mine for theirs, mine in zip(times[name], ours, strict=True)])
-            for name in ('plain', 'plain_attention')
-        },
+        'what': f'DCTSwin at published size, input {BATCH}',
+        **record.summaries(times),
+        'largest_difference': apart,
+        'to_plain': record.ratios(times, 'plain'),
+        'plain_attention_to_ours': record.ratio(times['plain_attention'], times['dctswin']),
     }
 
 
-def environment(device: torch.device) -> dict[str, object]:
-    git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'commit': git.stdout.strip() if git.returncode == 0 else None,
-        'torch': torch.__version__,
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name(),
-        'threads': torch.get_num_threads(),
-    }
-
-
-def cpu_name() -> str:
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.machine())
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--runs', type=int, default=10, help='timed runs of each network, interleaved (default 10)')
-    parser.add_argument('--device', default='cpu', help='cpu or cuda (default cpu)')
-    parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's)")
-    parser.add_argument('--json', type=Path, help='where to write the result')
-    args = parser.parse_args()
-    if args.runs < 2:
-        parser.error(f'--runs is {args.runs}, expected at least 2')
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    result = {**environment(device), **measure(args.runs, device)}
-    for name, value in result.items():
-        print(f'{name}:', f'{value["median"]:.4f} (IQR {value["iqr"]:.4f})' if isinstance(value, dict) else value)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + '\n')
+    parser.add_argument('--runs', type=int, default=20, help='timed runs of each network (default: %(default)s)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--json', type=Path, required=True)
+    args = parser.parse_args(argv)
+    found = measure(args)
+    record.write(args.json, args.device, found)
+    print(json.dumps(found, indent=2))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -60,7 +60,7 @@ DATA = {  # name: (sub-image or 0, level, format); upstream's are copies: an LMD
     'level1': (SUB_IMAGE, 1, 'lmdb'), 'upstream_level1': (SUB_IMAGE, 1, 'lmdb'), 'level0': (SUB_IMAGE, 0, 'lmdb'),
     'disk': (SUB_IMAGE, 1, 'disk'), 'whole0': (0, 0, 'lmdb'), 'upstream_whole1': (0, 1, 'lmdb'),
 }  # fmt: skip
-COMPARISONS = {  # of what the issue is about: how much longer, or how many times as fast
+COMPARISONS = {  # how much longer, or how many times as fast
     'time_of_the_cached_image_level1': ('ours_level1', 'ours_level1_cached'),
     'time_of_the_cached_image_level0': ('ours_level0', 'ours_level0_cached'),
     'time_of_the_cached_image_over_basicsr': (BASE, 'ours_level0_cached'),
@@ -170,7 +170,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Crops per second by variant and number of workers, and the ratios the issue asks for."""
+    """Crops per second by variant and number of workers, and ratios between them."""
     device = torch.device(args.device)
     rates: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

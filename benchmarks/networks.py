@@ -38,6 +38,11 @@ def published(student: str) -> Options:
     return {**opt, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1}
 
 
+def build_network(opt: Options) -> nn.Module:
+    """A network of random weights."""
+    return build(ARCH_REGISTRY, opt, 'network')
+
+
 def random_weights(folder: Path, opt: Options) -> None:
     """Point every teacher and the aggregator of ``opt`` to files of random weights, written when first wanted."""
     for name, part in [*opt['teachers'].items(), ('aggregator', opt.get('aggregator'))]:
@@ -46,8 +51,9 @@ def random_weights(folder: Path, opt: Options) -> None:
         path = folder / f'{name}.pth'
         if not path.is_file():
             torch.manual_seed(0)
-            torch.save(build(ARCH_REGISTRY, part['network'], name).state_dict(), path)
-        part.update(path=str(path), param_key=None)
+            state = build_network(part['network']).state_dict()
+            torch.save({'params': state, 'mtkd': {'inputs': part.get('inputs')}}, path)
+        part.update(path=str(path), param_key='params')
 
 
 class GraphModel(MultiTeacherSRModel):

@@ -169,8 +169,14 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument('--memory-of', choices=VARIANTS, help='only: peak memory of one variant in this process')
     parser.add_argument('--folder', type=Path, help='where the random weights of --memory-of lie')
+    parser.add_argument('--json', type=Path, help='default: benchmarks/results/steps_<device>.json')
     args = parser.parse_args(argv)
-    print(json.dumps(peak_memory(args) if args.memory_of else measure(args)))
+    if args.memory_of:
+        print(json.dumps(peak_memory(args)))
+        return 0
+    found = measure(args)
+    record.write(args.json or Path(f'benchmarks/results/steps_{args.device}.json'), args.device, found)
+    print(json.dumps(found, indent=2))
     return 0
 
 

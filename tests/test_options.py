@@ -213,7 +213,7 @@ def test_a_cached_file_differs_from_its_original_in_the_data_alone(name: str) ->
     train_set, plain = ours['datasets'].pop('train'), original['datasets'].pop('train')
     assert ours == original
     assert {key for key in train_set if train_set[key] != plain.get(key)} == {
-        'name', 'type', 'dataroot_gt', 'dataroot_lq', 'dataroot_cache', 'dataset_enlarge_ratio',
+        'name', 'type', 'dataroot_gt', 'dataroot_lq', 'dataroot_cache', 'dataset_enlarge_ratio', 'num_worker_per_gpu',
     }  # fmt: skip
     made = Path(train_set.pop('dataroot_cache'))
     stores = tuple(ours['teachers']) if 'aggregator' in name else ('target',)

@@ -165,5 +165,9 @@ def least_bytes(sources: dict[str, Source], settings: Settings) -> int:
         boxes = cut_boxes(key, source.height, source.width, settings).values()
         pixels = sum(height * width for _, _, height, width in boxes)
         factor = 0.25 if source.file.lower().endswith('.bmp') else 1.0
-        total += 3 * pixels if settings.compression_level == 0 else factor * source.bytes * pixels / (source.height * source.width)
+        total += (
+            3 * pixels
+            if settings.compression_level == 0
+            else factor * source.bytes * pixels / (source.height * source.width)
+        )
     return int(total * share)

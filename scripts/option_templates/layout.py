@@ -132,27 +132,29 @@ def network_section(options: str) -> str:
     return f'network_g:\n{indented(options, 2)}\n'
 
 
-def teachers_section(teachers: dict[str, tuple[str, str]]) -> str:
+def teachers_section(teachers: dict[str, tuple[str, str]], precision: str = '') -> str:
     """The ``teachers:`` section from name -> (network options, weights file)."""
     lines = ['teachers:']
     for name, (network, path) in teachers.items():
         lines += [f'  {name}:', '    network:', indented(network, 6), f'    path: {path}']
+        lines += [f'    precision: {precision}'] if precision else []
     return '\n'.join(lines) + '\n'
 
 
-def aggregator_section(network: str, path: str, inputs: tuple[str, ...]) -> str:
+def aggregator_section(network: str, path: str, inputs: tuple[str, ...], precision: str = '') -> str:
     """The ``aggregator:`` section of stage 2."""
     order = ', '.join(inputs)
     return (
         f'\naggregator:\n  network:\n{indented(network, 4)}\n'
         f'  inputs: [{order}]  # the order it was trained with, compared with its checkpoint\n'
-        f'  path: {path}\n  param_key: params_ema\n'
+        f'  path: {path}\n  param_key: params_ema\n' + (f'  precision: {precision}\n' if precision else '')
     )
 
 
-def published_teachers(scale: int, names: tuple[str, ...] = TEACHERS) -> str:
+def published_teachers(scale: int, names: tuple[str, ...] = TEACHERS, precision: str = '') -> str:
     """Teachers at published size, under the names of the files their authors give away."""
-    return teachers_section({name: (TEACHER_NETWORKS[name](scale), teacher_file(name, scale)) for name in names})
+    teachers = {name: (TEACHER_NETWORKS[name](scale), teacher_file(name, scale)) for name in names}
+    return teachers_section(teachers, precision)
 
 
 def teacher_file(name: str, scale: int) -> str:

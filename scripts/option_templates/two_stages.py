@@ -24,6 +24,8 @@ MTKD_TERM = """
       loss_weight: 1.0
 """
 
+PRECISION = 'auto  # bf16 where the hardware has it, see docs/performance.md'
+
 STAGE_1 = """\
 # MTKD (Jiang et al., ECCV 2024), stage 1: the aggregator learns to merge three frozen teachers, x{scale}.
 # Paper: L1 to the ground truth, Adam 2e-4, patches of 256, batch 16, 500k iterations, halved at 250/400/450/475k,
@@ -52,7 +54,7 @@ def two_stages(scale: int) -> dict[str, str]:
     """File name -> text of the aggregator, the students and their tests at one scale."""
     aggregator = f'MTKD_aggregator_x{scale}'
     order = f'\naggregator:\n  inputs: [{", ".join(TEACHERS)}]  # the channels; stored in the checkpoint\n'
-    merged = published_teachers(scale) + order
+    merged = published_teachers(scale, precision=PRECISION) + order
 
     def stage_1(header: str, name: str, **settings: object) -> str:
         return training_file(
@@ -70,9 +72,9 @@ def two_stages(scale: int) -> dict[str, str]:
             published_aggregator(scale), trained(aggregator),
         ),
     }  # fmt: skip
-    section = aggregator_section(published_aggregator(scale), trained(aggregator), TEACHERS)
+    section = aggregator_section(published_aggregator(scale), trained(aggregator), TEACHERS, PRECISION)
     for student in STUDENTS:
-        files |= _student(student, scale, published_teachers(scale) + section)
+        files |= _student(student, scale, published_teachers(scale, precision=PRECISION) + section)
     return files
 
 
@@ -81,7 +83,7 @@ def cache_of(scale: int, stores: tuple[str, ...]) -> dict[str, object]:
     of = ['of', *TEACHERS] if 'target' in stores else []
     folder = '_'.join([f'LRbicx{scale}', 'cache', *stores, *of])
     return {
-        'dataset': 'CachedTeacherDataset', 'cache': CACHE_KEYS.format(folder=folder), 'data': 'DIV2K', 'enlarge': 100,
+        'dataset': 'CachedTeacherDataset', 'cache': CACHE_KEYS.format(folder=folder), 'data': 'DIV2K', 'enlarge': 100, 'workers': 1,
     }  # fmt: skip
 
 
