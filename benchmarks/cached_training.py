@@ -38,6 +38,7 @@ def option(args: argparse.Namespace, data: Path) -> dict[str, Any]:
         part['path'] = str(Path(part['path']).absolute())
     train_set = opt['datasets']['train']
     train_set |= {'dataroot_gt': str(data / 'GT.lmdb'), 'dataroot_lq': str(data / f'LRbicx{SCALE}.lmdb')}
+    train_set['gt_size'] = args.gt_size
     opt['datasets'] = {'train': train_set, 'val': opt['datasets']['val']}
     opt['datasets']['val'] |= {'dataroot_gt': str(args.test_hr.absolute()), 'name': args.test_hr.parent.name}
     opt['datasets']['val'] |= {'dataroot_lq': str(args.test_lq.absolute()), 'filename_tmpl': args.filename_tmpl}
@@ -80,7 +81,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 print(f'seed {seed}, {mode}: {found[mode][-1]:.4f} dB', flush=True)
     differences = [cached - online for online, cached in zip(found['online'], found['cached'], strict=True)]
     return {
-        'what': f'{args.opt.name} on {args.hr.name}, {args.iterations} iterations, PSNR-Y on {args.test_hr.parent.name}',
+        'what': f'{args.opt.name} on {args.hr.name}, {args.iterations} iterations; PSNR-Y, {args.test_hr.parent.name}',
         'seeds': args.seeds,
         **found,
         'mean': {mode: statistics.mean(values) for mode, values in found.items()},
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--opt', type=Path, default=Path('options/quickstart/train_mtkd.yml'))
     parser.add_argument('--hr', type=Path, default=shared / 'T91', help='photographs to train on')
+    parser.add_argument('--gt-size', type=int, default=72, help='T91 has images of 76 pixels')
     parser.add_argument('--test-hr', type=Path, default=shared / 'Set5/HR')
     parser.add_argument('--test-lq', type=Path, default=shared / 'Set5/LRbicx4')
     parser.add_argument('--filename-tmpl', default='{}x4')

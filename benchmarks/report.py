@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 
 COLOURS = {'online': '#D55E00', 'cached': '#0072B2', 'scratch': '#999999'}  # of the Okabe-Ito palette
 LABELS = {'online': 'teachers in every step', 'cached': 'from a cache', 'scratch': 'no teachers'}
+GAINS = {'student': 'a step of the EDSR student', 'teachers': 'the forward pass of the three teachers'}
 Figures = dict[str, Any]
 
 
@@ -108,6 +109,20 @@ def step_rows(figures: Figures) -> list[str]:
     return lines
 
 
+def gain_rows(figures: Figures) -> list[str]:
+    """What each measure leaves of the time, one on top of the other."""
+    gains = figures.get('steps', {}).get('gains', {})
+    if not gains:
+        return []
+    names = list(next(iter(gains.values()))['ratio'])
+    lines = ['', 'Seconds in units of the same work done plainly, each measure on top of the one before:', '']
+    lines += [f'| | {" | ".join(names)} |', '|---' * (len(names) + 1) + '|']
+    for what, gain in gains.items():
+        cells = [f'{gain["ratio"][name]["median"]:.2f} ({gain["ratio"][name]["iqr"]:.2f})' for name in names]
+        lines.append(f'| {GAINS[what]} | {" | ".join(cells)} |')
+    return lines
+
+
 def table(figures: Figures, device: str) -> str:
     """Everything aimed at, and the cost of a step for each student, in Markdown."""
     machines = {(part['device'], part.get('threads'), part['torch']) for part in figures.values()}
@@ -115,6 +130,7 @@ def table(figures: Figures, device: str) -> str:
     aims = [row(aim, figures) for aim in AIMS if device in aim.devices]
     lines = [f'Measured on: {where}.', '', '| ratio | aim | measured | met |', '|---|---|---|---|', *aims]
     steps = step_rows(figures)
+    lines += gain_rows(figures)
     if steps:
         what = 'Seconds of a step in units of the same student trained by ours from scratch, median (IQR):'
         lines += ['', what, '', *steps]

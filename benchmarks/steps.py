@@ -13,13 +13,26 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks import record
-from benchmarks.networks import STUDENTS, ensemble_of, random_batch, step_model, tf32
+from benchmarks.networks import (
+    STUDENTS,
+    Options,
+    build_network,
+    ensemble_of,
+    published,
+    random_batch,
+    step_model,
+    tf32,
+)
+from mtkd_arch.frozen_network import FrozenNetwork
+from mtkd_arch.merged_upsampling import merge_tails
 
 VARIANTS = ('basicsr', 'scratch', 'kd', 'online_fp32', 'online', 'cached', 'graph')
 SETTINGS = {  # name: options of train, whether TF32 is allowed
@@ -104,6 +117,45 @@ def measure_teachers(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return found
 
 
+def measure_gains(args: argparse.Namespace) -> dict[str, Any]:
+    """What each of our measures brings, one on top of the other: to the EDSR student's step and the teachers' pass."""
+    opt, batch = published('edsr'), random_batch(args.batch, args.lq, args.device)
+
+    def network(part: Options, channels_last: bool, merged: bool) -> nn.Module:
+        torch.manual_seed(0)
+        built = build_network(part).to(args.device)
+        if channels_last:
+            built = built.to(memory_format=torch.channels_last)
+        if merged:
+            merge_tails(built)
+        return built
+
+    def learn(student: nn.Module, half: bool) -> None:
+        student.zero_grad()
+        with torch.autocast(args.device, torch.bfloat16, enabled=half):
+            output = student(batch['lq'])
+        (output.float() - batch['gt']).abs().mean().backward()
+
+    def teach(teachers: list[Callable[[torch.Tensor], torch.Tensor]]) -> None:
+        with torch.no_grad():
+            for teacher in teachers:
+                teacher(batch['lq'])
+
+    stages = {'plain': (False, False), 'channels_last': (True, False), 'merged_tail': (True, True)}
+    students = {name: network(opt['network_g'], *how) for name, how in stages.items()}
+    steps = {name: partial(learn, student, False) for name, student in students.items()}
+    steps['bf16'] = partial(learn, students['merged_tail'], True)
+    parts = [teacher['network'] for teacher in opt['teachers'].values()]
+    passes = {name: partial(teach, [network(part, *how).eval() for part in parts]) for name, how in stages.items()}
+    half = [partial(FrozenNetwork(network(part, True, False), precision='bf16'), scale=4) for part in parts]
+    passes['bf16'] = partial(teach, half)
+    found = {}
+    for what, works in (('student', steps), ('teachers', passes)):
+        times = record.interleaved(works, args.runs, args.device, warmup=2)
+        found[what] = {**record.summaries(times), 'ratio': record.ratios(times, 'plain')}
+    return found
+
+
 def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Peak memory of each variant of the EDSR student, each in a process of its own, in GB."""
     peaks = {}
@@ -148,6 +200,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             'lq': args.lq,
             'students': measure_students(args, folder),
             'settings': measure_settings(args, folder),
+            'gains': measure_gains(args),
             'teachers': measure_teachers(args, folder),
             'peak_memory': measure_memory(args, folder),
         }

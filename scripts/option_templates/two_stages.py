@@ -83,7 +83,8 @@ def cache_of(scale: int, stores: tuple[str, ...]) -> dict[str, object]:
     of = ['of', *TEACHERS] if 'target' in stores else []
     folder = '_'.join([f'LRbicx{scale}', 'cache', *stores, *of])
     return {
-        'dataset': 'CachedTeacherDataset', 'cache': CACHE_KEYS.format(folder=folder), 'data': 'DIV2K', 'enlarge': 100, 'workers': 1,
+        'dataset': 'CachedTeacherDataset', 'cache': CACHE_KEYS.format(folder=folder), 'data': 'DIV2K',
+        'enlarge': 100, 'workers': 1,
     }  # fmt: skip
 
 
