@@ -71,6 +71,15 @@ def write(path: Path, device: str, figures: Mapping[str, Any]) -> None:
     path.write_text(json.dumps({**circumstances(device), **figures}, indent=2) + '\n')
 
 
+def replace_between(page: str, start: str, end: str, text: str) -> str:
+    """``page`` with ``text`` between the two markers; raises ValueError where it lacks them."""
+    before, found, rest = page.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f'the page lacks the markers {start} and {end}')
+    return f'{before}{start}\n{text}\n{end}{after}'
+
+
 def synchronise(device: str) -> None:
     """Wait for the device, so that a clock read afterwards counts the work."""
     if device == 'cuda':

@@ -4,8 +4,8 @@
     python -m benchmarks.run --parts steps wavelet    # these alone; the others stay as they were measured last
     python -m benchmarks.run --show                   # table and plots again from the JSON
 
-Results go to benchmarks/results/<device>.json and .md and docs/images/cost_of_teachers_<device>.png. All figures are
-ratios within one run of one part, with the interquartile range; seconds say something about this machine alone.
+Results go to benchmarks/results/<device>.json and .md, docs/performance.md and docs/images/cost_of_teachers_*.png.
+All figures are ratios within one run of one part, with the interquartile range; seconds say something about this machine alone.
 """
 
 import argparse
@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 
+from benchmarks import record
 from benchmarks.report import plot, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ('steps', 'dctswin_forward', 'wavelet', 'precision', 'validation', 'loader', 'trainer')
+START, END = '<!-- table: python -m benchmarks.run -->', '<!-- end of table -->'
 WITH_IMAGES = ('loader', 'trainer')
 
 
@@ -47,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--images', type=Path, help="photographs for loader and trainer (default: scikit-image's)")
     parser.add_argument('--results', type=Path, default=ROOT / 'benchmarks/results', help='folder of JSON and table')
     parser.add_argument('--plots', type=Path, default=ROOT / 'docs/images', help='folder of the plots')
+    parser.add_argument('--page', type=Path, default=ROOT / 'docs/performance.md', help='page that shows the tables')
     parser.add_argument('--show', action='store_true', help='measure nothing')
     args = parser.parse_args(argv)
     store = args.results / f'{args.device}.json'
@@ -65,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     text = table(found, args.device)
     store.with_suffix('.md').write_text(text)
     plot(found, args.plots / f'cost_of_teachers_{args.device}.png')
+    if args.page.is_file():
+        tables = '\n'.join(path.read_text() for path in sorted(args.results.glob('c*.md')))  # cpu and cuda
+        args.page.write_text(record.replace_between(args.page.read_text(), START, END, tables.rstrip('\n')))
     print(text)
     return 1 if failed else 0
 

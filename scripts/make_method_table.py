@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import method_cost  # noqa: E402  before this, the checkout need not be on the path
+from benchmarks import method_cost, record  # noqa: E402  before this, the checkout need not be on the path
 from mtkd_model.distillers import DISTILLER_REGISTRY  # noqa: E402
 
 PAGE = ROOT / 'docs/methods.md'
@@ -56,21 +56,12 @@ def table() -> str:
     return '\n'.join([HEAD, *rows])
 
 
-def with_table(page: str) -> str:
-    """``page`` with a fresh table between the markers; raises ValueError where they are missing."""
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f'{PAGE.name} lacks the markers {START} and {END}')
-    return f'{before}{START}\n{table()}\n{END}{after}'
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true', help='write nothing; exit 1 when the table is out of date')
     args = parser.parse_args(argv)
     page = PAGE.read_text()
-    fresh = with_table(page)
+    fresh = record.replace_between(page, START, END, table())
     if args.check:
         if fresh != page:
             print('docs/methods.md: the table is out of date: run python scripts/make_method_table.py', file=sys.stderr)

@@ -159,10 +159,14 @@ def test_one_json_one_table_and_the_plots_are_written_and_a_part_that_fails_keep
 ) -> None:
     made = {**figures(cached=1.0, cached_to_online=0.05), 'wavelet': None}
     monkeypatch.setattr(run, 'measure', lambda part, args: made[part])
-    flags = ['--device', 'cpu', '--results', str(tmp_path), '--plots', str(tmp_path)]
+    page = tmp_path / 'page.md'
+    page.write_text(f'before\n{run.START}\nold\n{run.END}\nafter\n')
+    flags = ['--device', 'cpu', '--results', str(tmp_path), '--plots', str(tmp_path), '--page', str(page)]
     assert run.main([*flags, '--parts', 'steps', 'wavelet']) == 1
     assert json.loads((tmp_path / 'cpu.json').read_text()) == {'steps': made['steps']}
     assert (tmp_path / 'cost_of_teachers_cpu.png').stat().st_size > 1000
+    text = (tmp_path / 'cpu.md').read_text().rstrip('\n')
+    assert page.read_text() == f'before\n{run.START}\n{text}\n{run.END}\nafter\n'
     (tmp_path / 'cpu.md').unlink()
     assert run.main([*flags, '--show']) == 0
     assert (tmp_path / 'cpu.md').read_text() in capsys.readouterr().out
