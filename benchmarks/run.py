@@ -5,7 +5,8 @@
     python -m benchmarks.run --show                   # table and plots again from the JSON
 
 Results go to benchmarks/results/<device>.json and .md, docs/performance.md and docs/images/cost_of_teachers_*.png.
-All figures are ratios within one run of one part, with the interquartile range; seconds say something about this machine alone.
+All figures are ratios within one run of one part, with the interquartile range; seconds say something about this
+machine alone.
 """
 
 import argparse

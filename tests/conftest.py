@@ -1,5 +1,6 @@
 """Shared fixtures: real photographs, small data sets, small networks and a way to run BasicSR's trainer in-process."""
 
+import copy
 import logging
 import os
 import socket
@@ -21,6 +22,7 @@ from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from mtkd_data.preparation.prepare import main as prepare
+from mtkd_data.teacher_cache.command import main as cache_teachers
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('MTKD_SHARED', REPO.parent / 'shared'))
@@ -209,6 +211,16 @@ def write_option(options: dict[str, Any], path: Path) -> Path:
     """``options`` as an option file."""
     path.write_text(yaml.safe_dump(options, sort_keys=False))
     return path
+
+
+def cached(options: dict[str, Any], folder: Path, *flags: str, device: str = 'cpu', **train_set: Any) -> dict[str, Any]:
+    """``options`` that train from a cache, which is made in ``folder``."""
+    option_file = write_option(options, folder / 'cache.yml')
+    assert cache_teachers(['-opt', str(option_file), '--out', str(folder / 'cache'), '--device', device, *flags]) == 0
+    options = copy.deepcopy(options)
+    own = {'type': 'CachedTeacherDataset', 'dataroot_cache': str(folder / 'cache'), **train_set}
+    options['datasets']['train'] |= own
+    return options
 
 
 def read_option(path: Path) -> dict[str, Any]:

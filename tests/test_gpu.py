@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import stage_one
+from conftest import cached, stage_one
 
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_arch.weights import read_weights
+from mtkd_data.teacher_cache.cache import TeacherCache, decode_cached
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,3 +55,38 @@ def test_the_target_survives_the_precision_of_the_gpu(
     # ten units in the last place, a few dozen layers deep; TF32 keeps 10 bits as fp16 does
     tolerance = {'fp32': 10 / 2**11, 'bf16': 10 / 2**8, 'fp16': 10 / 2**11}[precision]
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize('precision', [None, 'bf16', 'fp16'])
+@pytest.mark.parametrize('resident', [None, 'host', 'device'])
+def test_a_gpu_trains_from_a_cache_in_any_precision_wherever_the_data_lies(
+    options: Options, train: Callable[..., Path], tmp_path: Path, resident: str | None, precision: str | None
+) -> None:
+    options['num_gpu'] = 1
+    options['train']['amp'] = precision
+    log = next(train(cached(options, tmp_path, resident=resident)).glob('*.log')).read_text()
+    assert log.count('l_wavelet: ') == 4
+    assert 'nan' not in log
+
+
+def test_a_gpu_runs_the_student_as_a_captured_graph(
+    options: Options, train: Callable[..., Path], tmp_path: Path
+) -> None:
+    options['num_gpu'] = 1
+    from_cache = cached(options, tmp_path, resident='device')
+    plain = read_weights(train({**from_cache, 'name': 'plain'}) / 'models/net_g_latest.pth', 'params')
+    from_cache['train']['compile'] = 'reduce-overhead'
+    captured = read_weights(train({**from_cache, 'name': 'captured'}) / 'models/net_g_latest.pth', 'params')
+    for key, value in plain.items():  # four Adam steps of 1e-3; kernels round differently
+        torch.testing.assert_close(captured[key], value, rtol=0, atol=4e-4)
+
+
+def test_a_gpu_makes_the_cache_that_the_cpu_makes(options: Options, tmp_path: Path) -> None:
+    images = {}
+    for device in ('cpu', 'cuda'):
+        (tmp_path / device).mkdir()
+        root = Path(cached(options, tmp_path / device, device=device)['datasets']['train']['dataroot_cache'])
+        store = TeacherCache(root).open_store('target')
+        images[device] = {key: decode_cached(store[key], key).astype(int) for key in store}
+    for key, image in images['cpu'].items():
+        assert abs(images['cuda'][key] - image).max() <= 4  # of 65535: float32 sums in another order

@@ -10,26 +10,15 @@ from typing import Any
 import pytest
 import torch
 from basicsr.data import build_dataset
-from conftest import WAVELET_TERM, scratch, small_network, stage_one, write_option
+from conftest import WAVELET_TERM, cached, scratch, small_network, stage_one
 from test_multi_teacher_model import batch, made, stepped
 
 from mtkd_arch.weights import read_weights
-from mtkd_data.teacher_cache.command import main as cache_teachers
 from mtkd_model.distillers import DISTILLER_REGISTRY
 
 Options = dict[str, Any]
 Train = Callable[..., Path]
 HINT = {'type': 'FitNetDistiller', 'taps': {'body.-1': 'edsr/body.-1'}}
-
-
-def cached(options: Options, folder: Path, *flags: str, **train_set: Any) -> Options:
-    """``options`` that train from a cache, which is made in ``folder``."""
-    option_file = write_option(options, folder / 'cache.yml')
-    assert cache_teachers(['-opt', str(option_file), '--out', str(folder / 'cache'), '--device', 'cpu', *flags]) == 0
-    options = copy.deepcopy(options)
-    own = {'type': 'CachedTeacherDataset', 'dataroot_cache': str(folder / 'cache'), **train_set}
-    options['datasets']['train'] |= own
-    return options
 
 
 def logged(experiment: Path, loss: str) -> list[float]:
