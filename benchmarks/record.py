@@ -53,7 +53,8 @@ def summaries(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float
 
 def circumstances(device: str) -> dict[str, Any]:
     """Date, commit, versions and the device's name."""
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False)
+    command = ['git', 'describe', '--always', '--dirty', '--exclude=*']  # -dirty: not what the commit holds
+    commit = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     name = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()} CPU'
     return {
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),

@@ -38,7 +38,8 @@ class FrozenNetwork(nn.Module):
     The weights stay float32; ``precision`` is that of autocast, and the output is float32 again. ``auto`` is bf16 where
     the device computes in it, else fp32. In half precision the convolutions at both ends of the body and the last one
     stay in float32, if they have BasicSR's names: then the sums along the skip connections do too, and bf16 costs the
-    output a tenth of what it would. ``compile`` is ``torch.compile`` with its defaults.
+    output a tenth of what it would. ``compile`` is ``torch.compile`` with its defaults, ``merged`` whether the tail runs
+    as one, see ``merge_tails``.
 
     Raises ValueError for an unknown precision.
     """
@@ -50,13 +51,15 @@ class FrozenNetwork(nn.Module):
         precision: Precision = 'fp32',
         channels_last: bool = True,
         compile: bool = False,
+        merged: bool = True,
     ) -> None:
         super().__init__()
         known = (*DTYPES, 'auto')
         if precision not in known:
             raise ValueError(f"precision '{precision}' is unknown; expected one of {', '.join(known)}")
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
-        merge_tails(network)
+        if merged:
+            merge_tails(network)
         self.window, self.precision = window, precision
         if precision != 'fp32':
             for name in FLOAT32_MODULES:

@@ -10,7 +10,6 @@ import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 from basicsr.utils.registry import DATASET_REGISTRY
 from tqdm import tqdm
 
-from mtkd.checks import nearest
 from mtkd_data.image_store import FileStore, ImageSource, LmdbStore, SharedReader
 from mtkd_data.lmdb_store import parse_meta_line
 from mtkd_data.paired_crops import PairedCrops
@@ -50,23 +49,9 @@ class CachedTeacherDataset(PairedCrops):
         keys = {Path(key).stem: number for number, key in enumerate(self.others['gt'].keys)}
         if len(keys) < len(self):
             raise ValueError(f'{self.opt["dataroot_gt"]}: images that differ only by extension share one cached image')
-        for name in _choose(wanted, self.cache):
+        for name in self.cache.chosen(wanted):
             self.others[f'cached_{name}'] = _source(self.cache, name, list(keys), self.scale)
         self.cache.check_lq(fingerprint(self.lq, list(keys)))
-
-
-def _choose(wanted: list[str] | None, cache: TeacherCache) -> tuple[str, ...]:
-    if wanted is None:
-        return cache.stores
-    if isinstance(wanted, str) or not wanted:
-        raise ValueError(f'cached: expected a list of stores such as [target], got {wanted!r}')
-    for name in wanted:
-        if name not in cache.stores:
-            known = ', '.join(cache.stores)
-            raise ValueError(
-                f"cached: {cache.root} has no store '{name}': {nearest(name, cache.stores)}Stores: {known}"
-            )
-    return tuple(dict.fromkeys(wanted))
 
 
 def _source(cache: TeacherCache, name: str, keys: list[str], scale: int) -> ImageSource:

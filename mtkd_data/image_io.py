@@ -19,6 +19,7 @@ from mtkd_data.flat_png import encode_flat_png
 Grey = Literal['error', 'convert', 'keep']
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp')
+HEEDING_EXIF = cv2.IMREAD_COLOR
 LONGEST_KEY = 500  # bytes; LMDB takes 511, a sub-image adds `_s001`
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # colour type: grey, RGB, palette, grey + alpha, RGB + alpha
@@ -115,7 +116,7 @@ def decode_image(data: bytes, name: str, grey: Grey = 'error') -> np.ndarray:
     header = read_header(data, name)
     check_header(header, name, grey)
     try:
-        # not IMREAD_COLOR: it would turn the picture as EXIF says, and BasicSR does not
+        # not IMREAD_COLOR: it would turn the picture as EXIF says, which BasicSR's own preparation scripts do not
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ValueError(f'{name}: cannot be decoded: {error}') from error
@@ -129,6 +130,15 @@ def decode_image(data: bytes, name: str, grey: Grey = 'error') -> np.ndarray:
             f'{name}: decoded to {image.dtype} {image.shape}, its header says uint8 {expected}: replace it'
         )
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 and grey == 'convert' else image
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether BasicSR's datasets, which heed EXIF, see another image than :func:`decode_image` gives."""
+    if b'Exif\0\0' not in data and b'eXIf' not in data:
+        return False
+    encoded = np.frombuffer(data, np.uint8)
+    heeded, plain = (cv2.imdecode(encoded, how) for how in (HEEDING_EXIF, HEEDING_EXIF | cv2.IMREAD_IGNORE_ORIENTATION))
+    return heeded is not None and not np.array_equal(heeded, plain)
 
 
 def read_image(path: Path, grey: Grey = 'error') -> np.ndarray:

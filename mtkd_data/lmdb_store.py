@@ -69,7 +69,10 @@ class LmdbWriter:
         self.path = path
         self._pending: dict[bytes, bytes] = {}
         self.pending_bytes = 0
-        self._environment = lmdb.open(str(path), map_size=map_size)
+        try:
+            self._environment = lmdb.open(str(path), map_size=map_size)
+        except lmdb.Error as error:
+            raise OSError(f'{path}: cannot be opened as an LMDB: {error}') from error
 
     def __contains__(self, key: str) -> bool:
         with self._environment.begin() as transaction:

@@ -126,7 +126,8 @@ class PairedCrops(Dataset):
             kinds, [self.sizes[number] for number in self.share], self.patch, self.opt['resident']
         )
         if self.opt['resident'] == 'host':
-            beside = int(os.environ.get('LOCAL_WORLD_SIZE', '1'))  # processes of torchrun that will hold as much
+            # processes of torchrun, or of SLURM, on this machine will hold as much
+            beside = int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or '1')
             resident.check_room(images.bytes() * beside, torch.device('cpu'))
         self.resident = resident.publish(images)
         weakref.finalize(self, resident.withdraw, self.resident).atexit = False

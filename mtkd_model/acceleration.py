@@ -1,7 +1,7 @@
 """What makes a student's step fast without changing what is learned: precision, memory layout, compilation, EMA."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,9 +53,34 @@ def compile_mode(option: Any) -> str | None:
 
 def fused_where_possible(optim_opt: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """``optim_g`` with the one-kernel Adam on a GPU, unless the option says otherwise."""
-    if device.type == 'cuda' and optim_opt.get('type') in ('Adam', 'AdamW'):
+    if device.type == 'cuda' and optim_opt.get('type') in ('Adam', 'AdamW') and not optim_opt.get('foreach'):
         return {'fused': True, **optim_opt}
     return dict(optim_opt)
+
+
+@torch.no_grad()
+def match_parameters(optimizer: torch.optim.Optimizer, fused: Sequence[bool | None]) -> None:
+    """Give a loaded state the memory layout of its parameters, and each group the kernel of this machine.
+
+    A fused step takes layouts as they are: a state saved in another one would be added to the wrong weights.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+    for group, kernel in zip(optimizer.param_groups, fused, strict=True):
+        if 'fused' in group:
+            group['fused'] = kernel
+
+
+@contextlib.contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Within, ``network`` runs as it was written."""
+    compiled, network._compiled_call_impl = network._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled
 
 
 @torch.no_grad()

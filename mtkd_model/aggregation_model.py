@@ -29,6 +29,12 @@ class AggregationModel(MultiTeacherSRModel):
             raise ValueError('AggregationModel knows no train.distill: the aggregator learns from the ground truth')
         super().__init__(opt)
         self.teachers.to(self.device)
+        lacking = [name for name in self.teachers.inputs if self.cached_stores and name not in self.cached_stores]
+        if lacking:
+            raise ValueError(
+                f'datasets.train.dataroot_cache holds {", ".join(self.cached_stores)}, AggregationModel reads the '
+                f'teachers, and {", ".join(lacking)} are not there: cache_teachers.py --stores {" ".join(lacking)}'
+            )
 
     @classmethod
     def networks_needed(cls, opt: Mapping[str, Any]) -> bool:

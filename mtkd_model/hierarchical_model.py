@@ -34,6 +34,8 @@ class HierarchicalModel(MultiTeacherSRModel):
             )
         if train_opt.get('distill'):
             raise ValueError('HierarchicalModel knows no train.distill: it trains a teacher on the ground truth')
+        if train_opt.get('compile'):
+            raise ValueError('train.compile: HierarchicalModel taps its network, and a compiled one passes by its taps')
         self.heads_weight = _heads_weight(train_opt)
         super().init_training_settings()
 

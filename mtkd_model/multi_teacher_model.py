@@ -22,7 +22,14 @@ from mtkd_arch.weights import load_weights, read_weights
 from mtkd_data.resident import gather
 from mtkd_data.teacher_cache.cache import TeacherCache
 from mtkd_model import preflight
-from mtkd_model.acceleration import MixedPrecision, compile_mode, fused_where_possible, moving_average
+from mtkd_model.acceleration import (
+    MixedPrecision,
+    compile_mode,
+    fused_where_possible,
+    match_parameters,
+    moving_average,
+    uncompiled,
+)
 from mtkd_model.checkpoint import save_whole
 from mtkd_model.distiller_bank import DistillerBank, needs_networks, self_trained, trainable
 from mtkd_model.slice_init import start_from_teacher
@@ -59,10 +66,11 @@ class MultiTeacherSRModel(SRModel):
             merge_tails(self.get_bare_model(self.net_g))
         if hasattr(self, 'net_g_ema'):
             merge_tails(self.net_g_ema)
+            self._lay_out(self.net_g_ema)
 
     @classmethod
     def networks_needed(cls, opt: Mapping[str, Any]) -> bool:
-        """Whether the teachers' networks must be built, rather than what a cache holds of their outputs."""
+        """Whether the teachers' networks must be built: there is no cache, or outputs are not enough."""
         train_opt = opt.get('train') or {}
         uncached = not cached_stores(opt)
         return uncached or bool(train_opt.get('init_from_teacher')) or needs_networks(train_opt.get('distill') or {})
@@ -118,6 +126,8 @@ class MultiTeacherSRModel(SRModel):
                 'train.init_from_teacher and path.pretrain_network_g both start the student: leave one out'
             )
         start_from_teacher(self.get_bare_model(self.net_g), opt, self.teachers.bare() if self.teachers else {})
+        if self.cached_stores and not needs_networks(self.opt['train'].get('distill') or {}):
+            self.teachers = None  # they were only needed for this
 
     def _build_distillers(self, opt: Mapping[str, Mapping[str, Any]]) -> nn.Module:
         student = self.get_bare_model(self.net_g)
@@ -129,6 +139,7 @@ class MultiTeacherSRModel(SRModel):
             teachers = self.teachers.to(self.device).bare()
         bank.choose_taps(student, teachers)
         bank.check_taps(student, teachers)
+        self._refuse_compiled_taps(bank)
         self.check_output()  # a student of another scale would show as a misfit of some term
         self.patch = train_set.get('gt_size', 0) // self.scale
         with torch.no_grad(), _eval_mode(student):
@@ -140,6 +151,14 @@ class MultiTeacherSRModel(SRModel):
             self.cached = {}
         return self._synchronised(bank)
 
+    def _refuse_compiled_taps(self, bank: DistillerBank) -> None:
+        for name in self.teachers.networks if self.teachers is not None else ():
+            if bank.taps_of(name) and self.opt['teachers'][name].get('compile'):
+                raise ValueError(
+                    f'teachers.{name}.compile: a term of train.distill taps this teacher, and a compiled network '
+                    'passes by its taps: leave compile out'
+                )
+
     def _synchronised(self, bank: DistillerBank) -> nn.Module:
         """The bank, wrapped for several processes when it has parameters that learn with the student."""
         if not trainable(bank):
@@ -150,9 +169,11 @@ class MultiTeacherSRModel(SRModel):
         return self.model_to_device(bank)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        if (self.opt.get('train') or {}).get('channels_last', True):
-            net = net.to(memory_format=torch.channels_last)
-        return super().model_to_device(net)
+        return super().model_to_device(self._lay_out(net))
+
+    def _lay_out(self, net: nn.Module) -> nn.Module:
+        wanted = (self.opt.get('train') or {}).get('channels_last', True)
+        return net.to(memory_format=torch.channels_last) if wanted else net
 
     def setup_optimizers(self) -> None:
         optim_opt = fused_where_possible(self.opt['train']['optim_g'], self.device)
@@ -260,7 +281,7 @@ class MultiTeacherSRModel(SRModel):
     def infer(self, lq: Tensor) -> Tensor:
         """The output of the averaged network if there is one, else of the network, without gradient."""
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
-        with torch.no_grad(), _eval_mode(net):
+        with torch.no_grad(), _eval_mode(net), uncompiled(net):  # images of every size would compile anew
             return self.predict(net, lq)
 
     def test(self) -> None:
@@ -333,7 +354,10 @@ class MultiTeacherSRModel(SRModel):
         save_whole(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
+        groups = [[group.get('fused') for group in optimizer.param_groups] for optimizer in self.optimizers]
         super().resume_training(resume_state)
+        for optimizer, fused in zip(self.optimizers, groups, strict=True):
+            match_parameters(optimizer, fused)
         if resume_state.get('scaler'):
             self.precision.scaler.load_state_dict(resume_state['scaler'])
         if self._has_distiller_parameters():
@@ -351,7 +375,7 @@ def cached_stores(opt: Mapping[str, Any]) -> tuple[str, ...]:
     train_set = (opt.get('datasets') or {}).get('train') or {}
     if not train_set.get('dataroot_cache'):
         return ()
-    return tuple(train_set.get('cached') or TeacherCache(Path(train_set['dataroot_cache'])).stores)
+    return TeacherCache(Path(train_set['dataroot_cache'])).chosen(train_set.get('cached'))
 
 
 def build_teachers(opt: Mapping[str, Any], networks_needed: bool, target_is_cached: bool) -> TeacherEnsemble | None:

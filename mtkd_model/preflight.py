@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY
+from torch import nn
 
 from mtkd import checks
 from mtkd_data.teacher_cache.cache import TeacherCache
@@ -33,13 +34,14 @@ def check(build_model: Callable[[dict[str, Any]], Any], opt: Mapping[str, Any]) 
     checks.require_keys(opt, ('scale', 'network_g', 'datasets', 'path'), 'the option file')
     checks.check_datasets(opt)
     check_validation(opt)
-    with torch.random.fork_rng(devices=[]), _silent_logger():
+    with torch.random.fork_rng(devices=[]), _silent_logger(), _without_compiling():
         checks.build(ARCH_REGISTRY, opt['network_g'], 'network_g')
         for loss in ('pixel_opt', 'perceptual_opt'):
             if opt['is_train'] and opt['train'].get(loss):
                 checks.build(LOSS_REGISTRY, opt['train'][loss], f'train.{loss}')
         build_model(opt).check_output()
     _check_own_datasets(opt)
+    _check_sharing(opt)
 
 
 def _check_own_datasets(opt: Mapping[str, Any]) -> None:
@@ -53,7 +55,33 @@ def _check_own_datasets(opt: Mapping[str, Any]) -> None:
         if own_check is not None:
             own_check({'scale': opt['scale'], 'phase': phase.split('_')[0], **dataset})
         if dataset.get('dataroot_cache'):
-            TeacherCache(Path(dataset['dataroot_cache'])).check_teachers(opt)
+            TeacherCache(Path(dataset['dataroot_cache'])).check_teachers(opt, dataset.get('cached'))
+
+
+def _check_sharing(opt: Mapping[str, Any]) -> None:
+    """LMDB opens a store once in a process, and BasicSR's datasets and ours would each do it."""
+    readers: dict[str, tuple[str, bool]] = {}
+    for phase, dataset in opt['datasets'].items():
+        ours = hasattr(DATASET_REGISTRY.get(dataset['type']), 'check_options')
+        for root in ('dataroot_gt', 'dataroot_lq'):
+            path = str(Path(dataset.get(root) or phase).resolve())
+            other, theirs = readers.setdefault(path, (phase, ours))
+            if path.endswith('.lmdb') and theirs != ours:
+                raise ValueError(
+                    f'datasets.{phase} and datasets.{other} read {path} by datasets that cannot share an LMDB: take '
+                    'PairedCropDataset instead of PairedImageDataset'
+                )
+
+
+@contextlib.contextmanager
+def _without_compiling() -> Iterator[None]:
+    """Compiling takes minutes, and what is built here is thrown away."""
+    compiling = nn.Module.compile
+    nn.Module.compile = lambda self, *args, **kwargs: None
+    try:
+        yield
+    finally:
+        nn.Module.compile = compiling
 
 
 @contextlib.contextmanager

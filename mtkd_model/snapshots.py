@@ -23,7 +23,7 @@ class Snapshot(nn.Module):
         super().__init__()
         check_pace(decay, every)
         self.decay, self.every = decay, every
-        self.frozen = FrozenNetwork(deepcopy(student), window_in(student), channels_last=False)
+        self.frozen = FrozenNetwork(deepcopy(student), window_in(student), channels_last=False, merged=False)
 
     def follow(self, student: nn.Module, iteration: int) -> None:
         """Take over from ``student`` if it is time; call once per step. Iteration 0, while building, is not counted."""

@@ -13,7 +13,7 @@ class Step:
     Args:
         lq, gt: input and ground truth.
         student: the student's output, with gradient.
-        target: the aggregated target (or the mean of the teachers); None without teachers.
+        target: the aggregated target (or the mean of the teachers); None without teachers, or where a cache lacks it.
         teachers: each teacher's output by name.
         student_taps: the student's tapped features by module path, with gradient.
         teacher_taps: the teachers' tapped features by ``<teacher>/<module path>``.

@@ -10,15 +10,21 @@ from mtkd_model.step import Step
 Teachers = Mapping[str, float] | str | None
 
 
+def available_outputs(step: Step) -> tuple[str, ...]:
+    """What a term can compare with: the ``target``, unless a cache lacks it, and each teacher by name."""
+    return (*(['target'] if step.target is not None else []), *step.teachers)
+
+
 def weights_of(teachers: Teachers, available: Collection[str], target: bool = False) -> dict[str, float]:
     """Weight by teacher: of a mapping as it is, 1 for one name, and for None every teacher with an equal share.
 
-    With ``target`` the aggregated target may be named, and stands for None. Raises ValueError for a name that is
-    neither, a weight that is no finite number above zero and a mapping without teachers.
+    With ``target``, None is the aggregated target. Raises ValueError for a name that is not among the ``available``, a
+    weight that is no finite number above zero and a mapping without teachers.
     """
-    names = ('target', *available) if target else tuple(available)
-    if teachers is None:
-        return {'target': 1.0} if target else {name: 1 / len(names) for name in names}
+    names = tuple(available)
+    if teachers is None and not target:
+        return {name: 1 / len(names) for name in names}
+    teachers = 'target' if teachers is None else teachers
     weights = {teachers: 1.0} if isinstance(teachers, str) else teachers
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(f'teachers should be a name or map names to weights; it is {teachers!r}')

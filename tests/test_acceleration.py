@@ -14,7 +14,13 @@ from test_multi_teacher_model import batch, made, stepped
 from torch import nn
 
 from mtkd_arch.frozen_network import FLOAT32_MODULES, FrozenNetwork, best_dtype
-from mtkd_model.acceleration import MixedPrecision, compile_mode, fused_where_possible, moving_average
+from mtkd_model.acceleration import (
+    MixedPrecision,
+    compile_mode,
+    fused_where_possible,
+    match_parameters,
+    moving_average,
+)
 
 Options = dict[str, Any]
 HINT = {'type': 'FitNetDistiller', 'taps': {'body.-1': 'edsr/body.-1'}}
@@ -118,6 +124,7 @@ def test_adam_is_fused_on_a_gpu_alone_and_only_if_nobody_said_otherwise() -> Non
     gpu, cpu = torch.device('cuda'), torch.device('cpu')
     assert fused_where_possible({'type': 'Adam', 'lr': 1}, gpu) == {'type': 'Adam', 'lr': 1, 'fused': True}
     assert fused_where_possible({'type': 'Adam', 'fused': False}, gpu) == {'type': 'Adam', 'fused': False}
+    assert 'fused' not in fused_where_possible({'type': 'Adam', 'foreach': True}, gpu)  # torch takes one of the two
     assert fused_where_possible({'type': 'Adam', 'lr': 1}, cpu) == {'type': 'Adam', 'lr': 1}
 
 
@@ -167,3 +174,61 @@ def test_the_modules_kept_in_float32_are_those_of_basicsrs_networks() -> None:
     for name in ('edsr', 'rcan', 'swinir'):
         network = build_arch(small_network(name, **({'upsampler': 'pixelshuffle'} if name == 'swinir' else {})))
         assert all(isinstance(getattr(network, module), nn.Conv2d) for module in FLOAT32_MODULES)
+
+
+def test_a_resumed_optimizer_has_the_layout_and_kernel_of_this_run() -> None:
+    torch.manual_seed(0)
+    saved, network = nn.Conv2d(4, 8, 3), nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    before = torch.optim.Adam(saved.parameters(), fused=True)
+    saved(torch.rand(1, 4, 8, 8)).sum().backward()
+    before.step()
+    after = torch.optim.Adam(network.parameters())
+    kernels = [group['fused'] for group in after.param_groups]
+    after.load_state_dict(before.state_dict())
+    match_parameters(after, kernels)
+    moments = [after.state[network.weight][name] for name in ('exp_avg', 'exp_avg_sq')]
+    assert all(moment.stride() == network.weight.stride() for moment in moments)
+    assert torch.equal(moments[0], before.state[saved.weight]['exp_avg'])
+    assert [group['fused'] for group in after.param_groups] == kernels == [None]
+
+
+@pytest.mark.parametrize('layout', [True, False])
+def test_a_run_goes_on_in_another_layout(options: Options, train: Callable[..., Path], layout: bool) -> None:
+    scratch(options)['train']['channels_last'] = layout
+    train(options)
+    options['train'] |= {'channels_last': not layout, 'total_iter': 6}
+    model = torch.load(train(options, '--auto_resume') / 'models/net_g_6.pth', weights_only=True)
+    assert all(value.isfinite().all() for value in model['params'].values())
+
+
+def test_a_compiled_teacher_is_refused_where_a_term_taps_it(options: Options) -> None:
+    options['teachers']['edsr']['compile'] = True
+    options['train']['distill']['hint'] = HINT
+    with pytest.raises(ValueError, match=r'teachers\.edsr\.compile: a term of train\.distill taps this teacher'):
+        made(options)
+
+
+def test_looking_through_the_options_compiles_nothing(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(nn.Module, 'compile', lambda self, **how: compiled.append(type(self).__name__))
+    options['train']['compile'] = options['teachers']['edsr']['compile'] = True
+    options.update(is_train=True, auto_resume=False, dist=False)
+    type(made(options)).check_options(options)
+    assert compiled == ['EDSR', 'EDSR']  # teacher and student of the model that was made, none of the check's
+
+
+def test_validation_runs_a_compiled_student_as_it_was_written(options: Options) -> None:
+    options['train'] |= {'ema_decay': 0, 'compile': True}
+    model, ran = made(options), []
+    model.net_g._compiled_call_impl = lambda *_: ran.append('compiled')
+    model.feed_data(batch())
+    model.test()
+    assert model.output.shape == (2, 3, 64, 64)
+    assert not ran
+    assert model.net_g._compiled_call_impl is not None
+
+
+def test_the_averaged_student_has_the_layout_of_the_student(options: Options) -> None:
+    model = made(options)
+    pairs = zip(model.net_g.parameters(), model.net_g_ema.parameters(), strict=True)
+    assert all(one.stride() == other.stride() for one, other in pairs)

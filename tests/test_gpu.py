@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import cached, stage_one
+from conftest import cached, scratch, small_network, stage_one
 
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_arch.weights import read_weights
@@ -90,3 +90,14 @@ def test_a_gpu_makes_the_cache_that_the_cpu_makes(options: Options, tmp_path: Pa
         images[device] = {key: decode_cached(store[key], key).astype(int) for key in store}
     for key, image in images['cpu'].items():
         assert abs(images['cuda'][key] - image).max() <= 4  # of 65535: float32 sums in another order
+
+
+@pytest.mark.parametrize('student', ['edsr', 'rcan'])
+def test_a_gpu_goes_on_with_a_state_of_another_layout(
+    options: Options, train: Callable[..., Path], student: str
+) -> None:
+    scratch(options).update(num_gpu=1, network_g=small_network(student))
+    options['train']['channels_last'] = False
+    train(options)  # fused Adam wants moments laid out as the weights are
+    options['train'] |= {'channels_last': True, 'total_iter': 6}
+    assert (train(options, '--auto_resume') / 'models/net_g_6.pth').is_file()

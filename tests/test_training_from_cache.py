@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from basicsr.data import build_dataset
-from conftest import WAVELET_TERM, cached, scratch, small_network, stage_one
+from conftest import WAVELET_TERM, cached, scratch, small_network, stage_one, write_option
+from PIL import Image
 from test_multi_teacher_model import batch, made, stepped
 
 from mtkd_arch.weights import read_weights
+from mtkd_data.teacher_cache.command import main as cache_teachers
 from mtkd_model.distillers import DISTILLER_REGISTRY
 
 Options = dict[str, Any]
@@ -190,6 +193,95 @@ def test_a_cache_of_other_weights_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=rf'(?s)edsr.*{made_from[:12]}'):
         train(from_cache)
     assert not (tmp_path / 'experiments').exists()
+
+
+def test_a_store_that_another_cache_made_is_refused(options: Options, tmp_path: Path, train: Train) -> None:
+    (tmp_path / 'other').mkdir()
+    cached(options, tmp_path / 'other', '--self-ensemble')
+    from_cache = cached(options, tmp_path)
+    shutil.rmtree(tmp_path / 'cache/target.lmdb')
+    shutil.copytree(tmp_path / 'other/cache/target.lmdb', tmp_path / 'cache/target.lmdb')
+    with pytest.raises(ValueError, match=r'is not the store that cache\.json describes: .* had SHA-256 \w+ when'):
+        train(from_cache)
+
+
+def test_one_cache_of_everything_serves_both_stages(options: Options, tmp_path: Path, train: Train) -> None:
+    from_cache = cached(options, tmp_path, '--stores', 'all')
+    train({**from_cache, 'name': 'second'})
+    first = stage_one(from_cache)
+    first['datasets']['train']['cached'] = ['edsr', 'rcan', 'swinir']
+    assert (train({**first, 'name': 'first'}) / 'models/net_g_latest.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    ('stores', 'message'),
+    [
+        (['targt'], r"cached: .* has no store 'targt': did you mean 'target'\? Stores: target, edsr"),
+        ('target', r"cached: expected a list of stores such as \[target\], got 'target'"),
+        (['edsr'], r"train\.distill\.wavelet: teacher 'target' is unknown: Available: edsr"),
+    ],
+)
+def test_a_mistake_in_what_to_read_of_the_cache_is_named(
+    options: Options, tmp_path: Path, train: Train, stores: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(cached(options, tmp_path, '--stores', 'target', 'edsr', cached=stores))
+    assert not (tmp_path / 'experiments').exists()
+
+
+@pytest.mark.parametrize('name', ['CSDDistiller', 'DCKDDistiller'])
+def test_a_method_that_wants_the_target_is_not_given_something_else(
+    options: Options, tmp_path: Path, name: str, encoder: dict[str, Any]
+) -> None:
+    options['train']['distill'] = {'term': {'type': name, 'encoder': encoder}}
+    with pytest.raises(ValueError, match=r"train\.distill\.term: teacher 'target' is unknown: Available: edsr"):
+        made(cached(options, tmp_path, '--stores', 'edsr'))
+
+
+def test_stage_one_does_not_silently_run_teachers_that_the_cache_lacks(
+    options: Options, tmp_path: Path, train: Train
+) -> None:
+    stage_one(options)
+    with pytest.raises(ValueError, match=r'holds edsr, AggregationModel reads the teachers, and rcan, swinir are not'):
+        train(cached(options, tmp_path, '--stores', 'edsr'))
+
+
+def test_an_lmdb_that_two_kinds_of_dataset_would_open_is_refused_before_the_first_validation(
+    options: Options, tmp_path: Path, train: Train
+) -> None:
+    from_cache = cached(options, tmp_path)
+    roots = {key: from_cache['datasets']['train'][key] for key in ('dataroot_gt', 'dataroot_lq', 'io_backend')}
+    from_cache['datasets']['val'] |= roots
+    with pytest.raises(ValueError, match=r'datasets that cannot share an LMDB: take PairedCropDataset instead'):
+        train(from_cache)
+    from_cache['datasets']['val']['type'] = 'PairedCropDataset'
+    from_cache['val']['val_freq'] = 2
+    log = next(train(from_cache).glob('*.log')).read_text()
+    assert log.count('# psnr') == 3  # after 2 and 4 iterations, and at the end
+
+
+def test_an_image_that_basicsr_would_turn_is_not_cached(
+    options: Options, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {'dataroot_gt': tmp_path / 'GT', 'dataroot_lq': tmp_path / 'LQ'}
+    for number, folder in enumerate(folders.values()):
+        folder.mkdir()
+        image = Image.open(photos / 'astronaut.png')
+        image = image.resize([side // 4**number for side in image.size])
+        exif = Image.Exif()
+        exif[0x0112] = 3  # orientation: upside down
+        image.save(folder / 'astronaut.jpg', exif=exif)
+    options['datasets']['train'] |= {key: str(folder) for key, folder in folders.items()}
+    options['datasets']['train']['io_backend'] = {'type': 'disk'}
+    option_file = write_option(options, tmp_path / 'cache.yml')
+    assert cache_teachers(['-opt', str(option_file), '--out', str(tmp_path / 'cache'), '--device', 'cpu']) == 2
+    assert 'astronaut.jpg: has an EXIF orientation: turn its pixels and drop the tag' in capsys.readouterr().err
+
+
+def test_teachers_that_only_started_the_student_are_let_go(options: Options, tmp_path: Path) -> None:
+    options['train']['init_from_teacher'] = {'teacher': 'edsr'}
+    assert made(options).teachers is not None
+    assert made(cached(options, tmp_path)).teachers is None
 
 
 def test_a_cache_is_refused_by_a_dataset_that_would_not_read_it(options: Options, tmp_path: Path, train: Train) -> None:

@@ -7,7 +7,7 @@ by name, each an LMDB (``target.lmdb``) or a folder of PNG (``target``). An imag
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LOWEST, HIGHEST = -0.5, 1.5  # networks overshoot [0, 1]; clamping them would change what the student learns
 LEVELS = 65535 / (HIGHEST - LOWEST)  # per unit of intensity
 RECORD = 'cache.json'
+SAMPLE = 8  # images of a store that are compared whenever a cache is opened
 NEEDED = (
     'version',
     'scale',
@@ -91,6 +92,14 @@ def check_stored(data: bytes, name: str) -> None:
         raise ValueError(f'{name}: expected a 16-bit RGB PNG, got {depth}-bit {kind}: not a teacher cache; {REMAKE}')
 
 
+def sample_digest(reader: Mapping[str, bytes], keys: Sequence[str]) -> str:
+    """SHA-256 over ``SAMPLE`` images of a store, evenly spread over its sorted keys."""
+    digest, ordered = hashlib.sha256(), sorted(keys)
+    for key in (ordered[len(ordered) * number // SAMPLE] for number in range(min(SAMPLE, len(ordered)))):
+        digest.update(key.encode() + reader[key])
+    return digest.hexdigest()
+
+
 class CacheFolder(FolderReader):
     """Reads a store of PNG files; unlike FolderReader's its keys have no extension, as those of an LMDB."""
 
@@ -122,6 +131,22 @@ class TeacherCache:
             raise ValueError(f"{self.root} holds no '{store}', it holds {', '.join(self.stores)}: {REMAKE} --stores")
         return self.root / store_name(store, self.description['format'])
 
+    def chosen(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+        """The stores to read: those ``wanted``, by default all. Raises ValueError for one that the cache lacks."""
+        from mtkd.checks import nearest  # here: importing mtkd loads torch, and reading a cache needs none
+
+        if wanted is None:
+            return self.stores
+        if isinstance(wanted, str) or not wanted:
+            raise ValueError(f'cached: expected a list of stores such as [target], got {wanted!r}')
+        for name in wanted:
+            if name not in self.stores:
+                known = ', '.join(self.stores)
+                raise ValueError(
+                    f"cached: {self.root} has no store '{name}': {nearest(name, self.stores)}Stores: {known}"
+                )
+        return tuple(dict.fromkeys(wanted))
+
     def open_store(self, store: str) -> LmdbReader | CacheFolder:
         """Reader of a store, a context manager: ``reader[key]`` is the encoded image."""
         path = self.path_of(store)
@@ -151,13 +176,20 @@ class TeacherCache:
             if len(keys) != expected or keys != self.keys:
                 found = f'{len(keys)} images' if len(keys) != expected else f'other keys than {self.stores[0]!r}'
                 raise ValueError(f'{path} holds {found}, {RECORD} says {expected}: copy the whole cache again')
-            self._check_first(store, keys[0])
+            self._check_sample(store, keys)
 
-    def _check_first(self, store: str, key: str) -> None:
-        path = self.path_of(store)
+    def _check_sample(self, store: str, keys: tuple[str, ...]) -> None:
+        """The first image is 16-bit, and a sample of all is what it was when the cache was made."""
+        path, key = self.path_of(store), keys[0]
         try:
             with self.open_store(store) as reader:
                 check_stored(reader[key], f'{path}: {key}')
+                made, found = self.description.get('samples', {}).get(store), sample_digest(reader, keys)
+                if made not in (None, found):
+                    raise ValueError(
+                        f'{path} is not the store that {RECORD} describes: a sample of its images had SHA-256 {made} '
+                        f'when the cache was made, has {found} now: copy the whole cache again'
+                    )
         except KeyError as error:
             raise ValueError(f'{path}: {key} is missing: copy the whole cache again') from error
         except OSError as error:

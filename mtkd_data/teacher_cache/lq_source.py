@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtkd_data.image_io import check_header, decode_image, key_images, list_images, read_header
+from mtkd_data.image_io import check_header, decode_image, is_turned, key_images, list_images, read_header
 from mtkd_data.lmdb_store import LmdbReader, parse_meta_line
 from mtkd_data.preparation.pair_keys import lq_key
 from mtkd_data.preparation.plan import list_problems
@@ -91,6 +91,8 @@ class LqSource(AbstractContextManager):
             try:
                 header = read_header(data, name)
                 check_header(header, name, grey='convert')
+                if is_turned(data):
+                    raise ValueError(f'{name}: has an EXIF orientation: turn its pixels and drop the tag')
             except ValueError as error:
                 problems.append(str(error))
                 continue

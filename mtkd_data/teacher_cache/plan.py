@@ -137,7 +137,7 @@ def _row_bytes(width: int) -> tuple[int, int]:
 
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is measured and the versions: the same for every run of one command."""
-    kept = {name: value for name, value in description.items() if name not in ('clipped', 'versions')}
+    kept = {name: value for name, value in description.items() if name not in ('clipped', 'versions', 'samples')}
     if kept.get('tile'):
         kept['tile'] = {name: value for name, value in kept['tile'].items() if name != 'seam'}
     return kept

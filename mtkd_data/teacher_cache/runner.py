@@ -1,8 +1,8 @@
 """Runs the frozen networks of an option file over whole images, for the teacher cache."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -136,8 +136,16 @@ def _common_window(ensemble: TeacherEnsemble, aggregator: Mapping[str, Any]) -> 
     return math.lcm(*windows)
 
 
-def _exact_float32(device: torch.device) -> AbstractContextManager:
+@contextmanager
+def _exact_float32(device: torch.device) -> Iterator[None]:
     """A cache is made once: no TF32 where float32 was asked for, and the same result each time."""
     if device.type != 'cuda':
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        yield
+        return
+    products = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = products

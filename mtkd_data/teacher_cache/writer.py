@@ -22,9 +22,18 @@ from tqdm import tqdm
 import mtkd
 from mtkd_data.flat_png import encode_flat_png
 from mtkd_data.folder_lock import only_run
-from mtkd_data.lmdb_store import MetaEntry, sync_path, write_atomically
+from mtkd_data.lmdb_store import LmdbReader, MetaEntry, sync_path, write_atomically
 from mtkd_data.preparation.prepare import COMMIT_BYTES, COMMIT_SECONDS
-from mtkd_data.teacher_cache.cache import HIGHEST, LOWEST, RECORD, TeacherCache, to_uint16
+from mtkd_data.teacher_cache.cache import (
+    HIGHEST,
+    LOWEST,
+    RECORD,
+    CacheFolder,
+    TeacherCache,
+    sample_digest,
+    store_name,
+    to_uint16,
+)
 from mtkd_data.teacher_cache.lq_source import LqImage, LqSource
 from mtkd_data.teacher_cache.plan import BEGUN, CacheSettings, check_start
 from mtkd_data.teacher_cache.process_group import ProcessGroup
@@ -146,6 +155,8 @@ def _finish(
     values = 3 * len(settings.stores) * sum(height * width for height, width in sizes.values())
     clipped = sum(read_clipped(folder).values()) / values
     made = {**json.loads((folder / BEGUN).read_text()), 'clipped': clipped, 'versions': _versions()}
+    paths = {name: folder / store_name(name, settings.format) for name in settings.stores}
+    made['samples'] = {name: _sample(path, list(sizes)) for name, path in paths.items()}
     write_atomically(folder / RECORD, _json(made))
     TeacherCache(folder)  # raises where it could not be read again
     sync_path(folder)
@@ -155,6 +166,11 @@ def _finish(
     sync_path(out)
     sync_path(out.absolute().parent)
     return made
+
+
+def _sample(path: Path, keys: list[str]) -> str:
+    with (LmdbReader if path.suffix == '.lmdb' else CacheFolder)(path) as reader:
+        return sample_digest(reader, keys)
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from mtkd_loss.contrastive_loss import contrastive_loss, other_samples
 from mtkd_model.distillers.base import DISTILLER_REGISTRY, Distiller
 from mtkd_model.encoders import build_encoder, weights_per_feature
 from mtkd_model.step import Step
-from mtkd_model.teacher_weights import Teachers, output_of, weights_of
+from mtkd_model.teacher_weights import Teachers, available_outputs, output_of, weights_of
 
 
 @DISTILLER_REGISTRY.register()
@@ -56,7 +56,7 @@ class CSDDistiller(Distiller):
 
     def build(self, step: Step) -> None:
         self.encoder.to(step.lq.device)
-        self.weights = weights_of(self.teachers, step.teachers, target=True)
+        self.weights = weights_of(self.teachers, available_outputs(step), target=True)
 
     def forward(self, step: Step) -> Tensor:
         if len(step.lq) < 2:

@@ -11,7 +11,7 @@ from mtkd_model.distillers.base import DISTILLER_REGISTRY, Distiller
 from mtkd_model.encoders import build_encoder, weights_per_feature
 from mtkd_model.snapshots import Snapshot, check_pace
 from mtkd_model.step import Step
-from mtkd_model.teacher_weights import Teachers, output_of, weights_of
+from mtkd_model.teacher_weights import Teachers, available_outputs, output_of, weights_of
 
 NOISE = (1 / 255, 30 / 255)  # range of the standard deviation
 
@@ -64,7 +64,7 @@ class DCKDDistiller(Distiller):
 
     def build(self, step: Step) -> None:
         self.encoder.to(step.lq.device)
-        self.weights = weights_of(self.teachers, step.teachers, target=True)
+        self.weights = weights_of(self.teachers, available_outputs(step), target=True)
         self.history = Snapshot(step.student_network, self.decay, self.every)
 
     def forward(self, step: Step) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mtkd.checks import build, nearest
 from mtkd_model.distillers.base import DISTILLER_REGISTRY, Distiller
 from mtkd_model.step import Step
+from mtkd_model.teacher_weights import available_outputs
 
 
 @DISTILLER_REGISTRY.register()
@@ -34,7 +35,7 @@ class OutputDistiller(Distiller):
         self.teacher = teacher
 
     def build(self, step: Step) -> None:
-        names = ('target', *step.teachers)
+        names = available_outputs(step)
         if self.teacher not in names:
             raise ValueError(
                 f"teacher '{self.teacher}' is unknown: {nearest(self.teacher, names)}Available: {', '.join(names)}"
