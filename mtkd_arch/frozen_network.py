@@ -38,8 +38,8 @@ class FrozenNetwork(nn.Module):
     The weights stay float32; ``precision`` is that of autocast, and the output is float32 again. ``auto`` is bf16 where
     the device computes in it, else fp32. In half precision the convolutions at both ends of the body and the last one
     stay in float32, if they have BasicSR's names: then the sums along the skip connections do too, and bf16 costs the
-    output a tenth of what it would. ``compile`` is ``torch.compile`` with its defaults, ``merged`` whether the tail runs
-    as one, see ``merge_tails``.
+    output a tenth of what it would. ``compile`` is ``torch.compile`` with its defaults, ``merged`` whether the tail
+    runs as one, see ``merge_tails``.
 
     Raises ValueError for an unknown precision.
     """
