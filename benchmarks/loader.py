@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
 from benchmarks import record
+from benchmarks.networks import describe_cache
 from mtkd_data.flat_png import encode_flat_png
 from mtkd_data.image_io import decode_image
 from mtkd_data.lmdb_store import LmdbReader, LmdbWriter, MetaEntry
@@ -112,12 +113,7 @@ def add_cache(root: Path) -> None:
         entries = [MetaEntry(key, entry.height, entry.width, 3, 0) for key, entry in gt.entries.items()]
         fingerprint = lq_fingerprint((key, lq[key]) for key in lq)
     writer.finish(entries)
-    described = {
-        'version': 1, 'scale': SCALE, 'format': 'lmdb', 'compression_level': 0, 'range': [-0.5, 1.5],
-        'stores': ['target'], 'inputs': [], 'teachers': {}, 'aggregator': None,
-        'lq': {'images': len(entries), 'fingerprint': fingerprint},
-    }  # fmt: skip
-    (root / 'cache' / 'cache.json').write_text(json.dumps(described))
+    describe_cache(root / 'cache', len(entries), fingerprint)
 
 
 def make_data(folder: Path, images: Path | None, count: int) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Models of the shipped option files, at published size, with random weights and a random batch."""
 
+import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -9,6 +10,7 @@ from typing import Any
 import mtkd  # noqa: F401  registers the networks
 
 # isort: split
+import numpy as np
 import torch
 import yaml
 from basicsr.models.sr_model import SRModel
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 
 from mtkd.checks import build
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
+from mtkd_data.flat_png import encode_flat_png
+from mtkd_data.lmdb_store import LmdbWriter, MetaEntry
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
 from mtkd_model.step import Step
 
@@ -41,6 +45,27 @@ def published(student: str) -> Options:
 def build_network(opt: Options) -> nn.Module:
     """A network of random weights."""
     return build(ARCH_REGISTRY, opt, 'network')
+
+
+def describe_cache(root: Path, images: int, fingerprint: str) -> None:
+    """The cache.json of a cache of targets, x4, that no teachers made."""
+    described = {
+        'version': 1, 'scale': 4, 'format': 'lmdb', 'compression_level': 0, 'range': [-0.5, 1.5],
+        'stores': ['target'], 'inputs': [], 'teachers': {}, 'aggregator': None,
+        'lq': {'images': images, 'fingerprint': fingerprint},
+    }  # fmt: skip
+    (root / 'cache.json').write_text(json.dumps(described))
+
+
+def tiny_cache(root: Path) -> Path:
+    """A cache of one image, for models that are fed by hand."""
+    if not root.exists():
+        root.mkdir()
+        writer = LmdbWriter(root / 'target.lmdb')
+        writer.add({'image': encode_flat_png(np.zeros((16, 16, 3), np.uint16))})
+        writer.finish([MetaEntry('image', 16, 16, 3, 0)])
+        describe_cache(root, 1, '')
+    return root
 
 
 def random_weights(folder: Path, opt: Options) -> None:
@@ -89,7 +114,7 @@ def step_model(variant: str, student: str, folder: Path, device: str, train: Map
         del opt['aggregator']
         opt['train']['distill'] = {'kd': deepcopy(KD)}
     if variant == 'cached':
-        opt['datasets']['train'] |= {'dataroot_cache': 'cache', 'cached': ['target']}
+        opt['datasets']['train'] |= {'dataroot_cache': str(tiny_cache(folder / 'cache'))}
     if variant == 'graph':
         opt['train']['channels_last'] = False
     torch.manual_seed(0)

@@ -143,7 +143,7 @@ def table(figures: Figures, device: str) -> str:
 
 def plot(figures: Figures, path: Path) -> None:
     """Cost of a step against the number of teachers and against the batch."""
-    measured = figures.get('steps', {}).get('teachers')
+    measured = figures.get('teachers')
     if not measured:
         return
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
@@ -165,7 +165,7 @@ def plot(figures: Figures, path: Path) -> None:
             [500 * of['iqr_s'] / batch for batch, of in seconds.items()],
             marker='o', capsize=3, color=COLOURS[name], linestyle='--' if name == 'scratch' else '-',
         )  # fmt: skip
-    right.set(xlabel='patches in a batch', ylabel='milliseconds per patch', yscale='log', xscale='log')
+    right.set(xlabel='patches in a batch', ylabel='milliseconds per patch', ylim=(0, None), xscale='log')
     right.set_xticks([int(batch) for batch in batches], batches)
     right.minorticks_off()
     for axis in (left, right):

@@ -24,7 +24,7 @@ from benchmarks import record
 from benchmarks.report import plot, table
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ('steps', 'dctswin_forward', 'wavelet', 'precision', 'validation', 'loader', 'trainer')
+PARTS = ('steps', 'teachers', 'dctswin_forward', 'wavelet', 'precision', 'validation', 'loader', 'trainer')
 START, END = '<!-- table: python -m benchmarks.run -->', '<!-- end of table -->'
 WITH_IMAGES = ('loader', 'trainer')
 

@@ -25,7 +25,6 @@ from benchmarks.networks import (
     STUDENTS,
     Options,
     build_network,
-    ensemble_of,
     published,
     random_batch,
     step_model,
@@ -87,34 +86,6 @@ def _within(step: Callable[[], None], allowed: bool) -> Callable[[], None]:
             step()
 
     return run
-
-
-def measure_teachers(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """An online MTKD step with 1 to 5 teachers relative to one from a cache; at the batch, and for 1 to 4 times it."""
-    found: dict[str, Any] = {'by_teachers': {}, 'by_batch': {}}
-    model = step_model('online', 'edsr', folder, args.device)
-    cached = step_model('cached', 'edsr', folder, args.device)
-    scratch = step_model('scratch', 'edsr', folder, args.device)
-    batch = random_batch(args.small_batch, args.lq, args.device)
-    for count in range(1, 6):
-        model.teachers = ensemble_of(count, folder, args.device)
-        steps = {
-            'online': one_step(model, batch),
-            'cached': one_step(cached, batch),
-            'scratch': one_step(scratch, batch),
-        }
-        found['by_teachers'][count] = record.ratios(record.interleaved(steps, args.runs, args.device), 'scratch')
-    model.teachers = ensemble_of(3, folder, args.device)
-    for size in (args.small_batch, 2 * args.small_batch, 4 * args.small_batch):
-        batch = random_batch(size, args.lq, args.device)
-        steps = {
-            'online': one_step(model, batch),
-            'cached': one_step(cached, batch),
-            'scratch': one_step(scratch, batch),
-        }
-        times = record.interleaved(steps, max(3, args.runs // 2), args.device)
-        found['by_batch'][size] = {**record.ratios(times, 'scratch'), 'seconds': record.summaries(times)}
-    return found
 
 
 def measure_gains(args: argparse.Namespace) -> dict[str, Any]:
@@ -201,7 +172,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             'students': measure_students(args, folder),
             'settings': measure_settings(args, folder),
             'gains': measure_gains(args),
-            'teachers': measure_teachers(args, folder),
             'peak_memory': measure_memory(args, folder),
         }
 
@@ -211,7 +181,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument('--device', default='cuda' if gpu else 'cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--batch', type=int, default=16 if gpu else 4, help='patches per step (default: %(default)s)')
-    parser.add_argument('--small-batch', type=int, default=4 if gpu else 1, help='for the cost of 1 to 5 teachers')
     parser.add_argument('--lq', type=int, default=32, help='side of the LR patches (default: %(default)s)')
     parser.add_argument('--runs', type=int, default=20 if gpu else 5, help='timed runs (default: %(default)s)')
     parser.add_argument('--students', nargs='+', choices=STUDENTS, default=list(STUDENTS))

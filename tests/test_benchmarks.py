@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 from conftest import REPO, script_environment, small_network
 
-from benchmarks import cached_training, dctswin_forward, loader, networks, record, report, run, steps, trainer, wavelet
+from benchmarks import (
+    cached_training,
+    dctswin_forward,
+    loader,
+    networks,
+    record,
+    report,
+    run,
+    steps,
+    teachers,
+    trainer,
+    wavelet,
+)
 
 Options = dict[str, Any]
 
@@ -51,10 +63,11 @@ def test_each_measure_is_timed_on_top_of_the_others(
     assert '| the forward pass of the three teachers |' in table
 
 
-def test_more_teachers_and_patches_are_tried(toy: Options, tmp_path: Path) -> None:
-    found = steps.measure_teachers(arguments(steps, '--runs', '1', '--lq', '16'), tmp_path)
-    assert list(found['by_teachers']) == [1, 2, 3, 4, 5]
-    assert list(found['by_batch']) == [1, 2, 4]
+def test_more_teachers_and_patches_are_tried(toy: Options) -> None:
+    found = teachers.measure(arguments(teachers, '--runs', '1', '--lq', '16'))
+    assert list(found['by_teachers']) == ['1', '2', '3', '4', '5']
+    assert list(found['by_batch']) == ['1', '2', '4']
+    assert set(found['by_teachers']['1']) == {'online', 'cached'}
 
 
 @pytest.mark.slow
@@ -139,10 +152,11 @@ def figures(**ratio: float) -> Options:
     costs = {str(n): {'online': {'median': 2.0 * n, 'iqr': 0.1}, 'cached': {'median': 1.0, 'iqr': 0.1}} for n in (1, 2)}
     seconds = {name: {'median_s': 0.1, 'iqr_s': 0.01, 'runs': 3} for name in ('online', 'cached', 'scratch')}
     step = {
-        'students': {'edsr': {'ratio': {'cached': spread['cached']}, 'cached_to_online': spread['cached_to_online']}},
-        'teachers': {'by_teachers': costs, 'by_batch': {'1': {'seconds': seconds}, '4': {'seconds': seconds}}},
+        'students': {'edsr': {'ratio': {'cached': spread['cached']}, 'cached_to_online': spread['cached_to_online']}}
     }
-    return {'steps': {'device': 'a CPU', 'threads': 2, 'torch': '2', **step}}
+    by_batch = {'1': {'seconds': seconds}, '4': {'seconds': seconds}}
+    machine = {'device': 'a CPU', 'threads': 2, 'torch': '2'}
+    return {'steps': {**machine, **step}, 'teachers': {**machine, 'by_teachers': costs, 'by_batch': by_batch}}
 
 
 def test_the_table_says_what_was_met_what_was_not_and_what_nobody_measured() -> None:
@@ -162,8 +176,8 @@ def test_one_json_one_table_and_the_plots_are_written_and_a_part_that_fails_keep
     page = tmp_path / 'page.md'
     page.write_text(f'before\n{run.START}\nold\n{run.END}\nafter\n')
     flags = ['--device', 'cpu', '--results', str(tmp_path), '--plots', str(tmp_path), '--page', str(page)]
-    assert run.main([*flags, '--parts', 'steps', 'wavelet']) == 1
-    assert json.loads((tmp_path / 'cpu.json').read_text()) == {'steps': made['steps']}
+    assert run.main([*flags, '--parts', 'steps', 'teachers', 'wavelet']) == 1
+    assert json.loads((tmp_path / 'cpu.json').read_text()) == {part: made[part] for part in ('steps', 'teachers')}
     assert (tmp_path / 'cost_of_teachers_cpu.png').stat().st_size > 1000
     text = (tmp_path / 'cpu.md').read_text().rstrip('\n')
     assert page.read_text() == f'before\n{run.START}\n{text}\n{run.END}\nafter\n'
