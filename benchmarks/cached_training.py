@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ import yaml
 from basicsr.utils.options import ordered_yaml
 
 from benchmarks import record
+from benchmarks.networks import log_of_training
 from mtkd_data.preparation.plan import Settings
 from mtkd_data.preparation.prepare import prepare_dataset
 from mtkd_data.teacher_cache.command import main as cache_teachers
@@ -50,15 +50,7 @@ def option(args: argparse.Namespace, data: Path) -> dict[str, Any]:
 
 def psnr_after_training(opt: dict[str, Any], folder: Path) -> float:
     """PSNR-Y of the averaged student at the end of a run of BasicSR's trainer."""
-    option_file = folder / f'{opt["name"]}.yml'
-    option_file.write_text(yaml.safe_dump(opt, sort_keys=False))
-    script = 'import sys, mtkd; from basicsr.train import train_pipeline; train_pipeline(sys.argv.pop())'
-    command = [sys.executable, '-c', script, '-opt', str(option_file), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f'{opt["name"]} failed:\n{done.stderr[-3000:]}')
-    log = next((folder / 'experiments' / opt['name']).glob('*.log')).read_text()
-    return float(RESULT.findall(log)[-1])
+    return float(RESULT.findall(log_of_training(opt, folder))[-1])
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

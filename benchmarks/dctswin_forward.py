@@ -9,11 +9,9 @@ network does; ``plain_attention`` shares all convolutions with DCTSwin, so it sh
 import argparse
 import copy
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -125,15 +123,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--runs', type=int, default=20, help='timed runs of each network (default: %(default)s)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
-    parser.add_argument('--json', type=Path, required=True)
-    args = parser.parse_args(argv)
-    found = measure(args)
-    record.write(args.json, args.device, found)
-    print(json.dumps(found, indent=2))
-    return 0
+    return record.run_part(argv, __doc__, measure, runs=20)
 
 
 if __name__ == '__main__':

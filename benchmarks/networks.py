@@ -1,6 +1,8 @@
 """Models of the shipped option files, at published size, with random weights and a random batch."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -40,6 +42,18 @@ def published(student: str) -> Options:
     with (ROOT / STUDENTS[student]).open() as file:
         opt = yaml.load(file, Loader=ordered_yaml()[0])
     return {**opt, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1}
+
+
+def log_of_training(opt: Options, folder: Path) -> str:
+    """The log of a run of BasicSR's trainer on ``opt`` below ``folder``, in a process of its own."""
+    option_file = folder / f'{opt["name"]}.yml'
+    option_file.write_text(yaml.safe_dump(opt, sort_keys=False))
+    script = 'import sys, mtkd; from basicsr.train import train_pipeline; train_pipeline(sys.argv.pop())'
+    command = [sys.executable, '-c', script, '-opt', str(option_file), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f'{opt["name"]} failed:\n{done.stderr[-3000:]}')
+    return next((folder / 'experiments' / opt['name']).glob('*.log')).read_text()
 
 
 def build_network(opt: Options) -> nn.Module:

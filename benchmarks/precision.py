@@ -4,7 +4,6 @@ Trained weights are needed; by default those of the quickstart. Run on any folde
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import mtkd  # noqa: F401  registers the networks
 
 # isort: split
-import torch
 import yaml
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.options import ordered_yaml
@@ -66,15 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--json', type=Path, help='default: benchmarks/results/precision_<device>.json')
-    args = parser.parse_args(argv)
-    found = measure(args)
-    record.write(args.json or Path(f'benchmarks/results/precision_{args.device}.json'), args.device, found)
-    print(json.dumps(found, indent=2))
-    return 0
+    return record.run_part(argv, __doc__, measure, 1, add_arguments)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What every benchmark writes: measured figures with the circumstances they were measured in."""
 
+import argparse
 import json
 import platform
 import subprocess
@@ -70,6 +71,28 @@ def write(path: Path, device: str, figures: Mapping[str, Any]) -> None:
     """Store ``figures`` with the circumstances as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**circumstances(device), **figures}, indent=2) + '\n')
+
+
+def run_part(
+    argv: Sequence[str] | None,
+    documentation: str | None,
+    measure: Callable[[argparse.Namespace], Mapping[str, Any]],
+    runs: int,
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> int:
+    """The command line of a part: ``--device``, ``--runs``, ``--json`` and its own; measures, writes and prints."""
+    parser = argparse.ArgumentParser(
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter, conflict_handler='resolve'
+    )
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--runs', type=int, default=runs, help='timed runs (default: %(default)s)')
+    parser.add_argument('--json', type=Path, required=True, help='where to write the figures')
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    figures = measure(args)
+    write(args.json, args.device, figures)
+    print(json.dumps(figures, indent=2))
+    return 0
 
 
 def replace_between(page: str, start: str, end: str, text: str) -> str:

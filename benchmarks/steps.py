@@ -131,10 +131,11 @@ def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Peak memory of each variant of the EDSR student, each in a process of its own, in GB."""
     peaks = {}
     for variant in VARIANTS:
+        path = folder / f'{variant}.json'
         command = [sys.executable, '-m', 'benchmarks.steps', '--memory-of', variant, '--folder', str(folder)]
-        command += ['--batch', str(args.batch), '--lq', str(args.lq), '--device', args.device]
-        output = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[variant] = json.loads(output.stdout.splitlines()[-1])
+        command += ['--batch', str(args.batch), '--lq', str(args.lq), '--device', args.device, '--json', str(path)]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[variant] = {key: value for key, value in json.loads(path.read_text()).items() if key.endswith('_gb')}
     over = {
         f'{name}_to_graph': {key: peaks[name][key] / peaks['graph'][key] for key in peaks[name]}
         for name in ('online_fp32', 'online', 'cached')
@@ -176,30 +177,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         }
 
 
+def measure_or_peak(args: argparse.Namespace) -> dict[str, Any]:
+    """``measure``, or the peak memory of one variant in this process."""
+    return peak_memory(args) if args.memory_of else measure(args)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sizes; run by run.py too."""
+    """The sizes."""
     gpu = torch.cuda.is_available()
-    parser.add_argument('--device', default='cuda' if gpu else 'cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--batch', type=int, default=16 if gpu else 4, help='patches per step (default: %(default)s)')
     parser.add_argument('--lq', type=int, default=32, help='side of the LR patches (default: %(default)s)')
-    parser.add_argument('--runs', type=int, default=20 if gpu else 5, help='timed runs (default: %(default)s)')
     parser.add_argument('--students', nargs='+', choices=STUDENTS, default=list(STUDENTS))
+    parser.add_argument('--memory-of', choices=VARIANTS, help='only: peak memory of one variant in this process')
+    parser.add_argument('--folder', type=Path, help='where the random weights of --memory-of lie')
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument('--memory-of', choices=VARIANTS, help='only: peak memory of one variant in this process')
-    parser.add_argument('--folder', type=Path, help='where the random weights of --memory-of lie')
-    parser.add_argument('--json', type=Path, help='default: benchmarks/results/steps_<device>.json')
-    args = parser.parse_args(argv)
-    if args.memory_of:
-        print(json.dumps(peak_memory(args)))
-        return 0
-    found = measure(args)
-    record.write(args.json or Path(f'benchmarks/results/steps_{args.device}.json'), args.device, found)
-    print(json.dumps(found, indent=2))
-    return 0
+    return record.run_part(argv, __doc__, measure_or_peak, 20 if torch.cuda.is_available() else 5, add_arguments)
 
 
 if __name__ == '__main__':

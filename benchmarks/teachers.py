@@ -5,7 +5,6 @@ steps of a point run in turn, round by round.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -46,21 +45,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sizes."""
     gpu = torch.cuda.is_available()
-    parser.add_argument('--device', default='cuda' if gpu else 'cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--batch', type=int, default=4 if gpu else 1, help='patches per step (default: %(default)s)')
     parser.add_argument('--lq', type=int, default=32, help='side of the LR patches (default: %(default)s)')
-    parser.add_argument('--runs', type=int, default=20 if gpu else 7, help='timed runs (default: %(default)s)')
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument('--json', type=Path, required=True)
-    args = parser.parse_args(argv)
-    found = measure(args)
-    record.write(args.json, args.device, found)
-    print(json.dumps(found, indent=2))
-    return 0
+    return record.run_part(argv, __doc__, measure, 20 if torch.cuda.is_available() else 7, add_arguments)
 
 
 if __name__ == '__main__':

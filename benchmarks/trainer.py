@@ -6,9 +6,7 @@ spent waiting for data is what BasicSR's log says. The cache is that of a small 
 """
 
 import argparse
-import json
 import re
-import subprocess
 import sys
 import tempfile
 from datetime import datetime
@@ -20,7 +18,7 @@ import yaml
 
 from benchmarks import record
 from benchmarks.loader import make_data
-from benchmarks.networks import build_network
+from benchmarks.networks import build_network, log_of_training
 from mtkd_data.teacher_cache.command import main as cache_teachers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,16 +69,9 @@ def option(variant: str, roots: dict[str, Path], folder: Path, args: argparse.Na
     return opt
 
 
-def train(opt: dict[str, Any], folder: Path, iterations: int) -> dict[str, float]:
+def train(opt: dict[str, Any], folder: Path) -> dict[str, float]:
     """Steps per second and the share of waiting, over the last three quarters of a run."""
-    option_file = folder / f'{opt["name"]}.yml'
-    option_file.write_text(yaml.safe_dump(opt, sort_keys=False))
-    script = 'import sys, mtkd; from basicsr.train import train_pipeline; train_pipeline(sys.argv.pop())'
-    command = [sys.executable, '-c', script, '-opt', str(option_file), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f'{opt["name"]} failed:\n{done.stderr[-3000:]}')
-    log = next((folder / 'experiments' / opt['name']).glob('*.log')).read_text()
+    log = log_of_training(opt, folder)
     lines = [(datetime.strptime(m[1], '%Y-%m-%d %H:%M:%S,%f'), *m.groups()[1:]) for m in LINE.finditer(log)]
     seconds = (lines[-1][0] - lines[0][0]).total_seconds()
     steps = int(lines[-1][1].replace(',', '')) - int(lines[0][1].replace(',', ''))
@@ -88,7 +79,7 @@ def train(opt: dict[str, Any], folder: Path, iterations: int) -> dict[str, float
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Every variant, one after the other, ``rounds`` times; ratios to BasicSR's within a round."""
+    """Every variant, one after the other, ``runs`` times; ratios to BasicSR's within a round."""
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -99,11 +90,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         option_file.write_text(yaml.safe_dump(option('cached', roots, folder, args), sort_keys=False))
         if cache_teachers(['-opt', str(option_file), '--device', args.device]):
             raise SystemExit('the cache could not be made')
-        for number in range(args.rounds):
+        for number in range(args.runs):
             for variant in args.variants:
                 opt = option(variant, roots, folder, args)
                 opt['name'] = f'{variant}_{number}'
-                found.setdefault(variant, []).append(train(opt, folder, args.iterations))
+                found.setdefault(variant, []).append(train(opt, folder))
     base = [run['steps_per_second'] for run in found['basicsr']]
     return {
         'what': f'EDSR 64x16, x4, batch {args.batch}, LR {args.lq}, {args.iterations} iterations',
@@ -119,23 +110,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The sizes; ``--runs`` is the number of rounds."""
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', default='cuda' if gpu else 'cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--images', type=Path, help="folder of photographs (default: scikit-image's)")
     parser.add_argument('--count', type=int, default=24 if gpu else 4, help='whole images (default: %(default)s)')
     parser.add_argument('--batch', type=int, default=16 if gpu else 4)
     parser.add_argument('--lq', type=int, default=48 if gpu else 32, help='side of the LR patches')
     parser.add_argument('--iterations', type=int, default=2000 if gpu else 40)
     parser.add_argument('--workers', type=int, default=8 if gpu else 1, help='of the loaders that decode')
-    parser.add_argument('--rounds', type=int, default=2)
     parser.add_argument('--variants', nargs='+', default=list(VARIANTS)[: None if gpu else 4], choices=VARIANTS)
-    parser.add_argument('--json', type=Path, required=True)
-    args = parser.parse_args(argv)
-    record.write(args.json, args.device, measure(args))
-    print(json.dumps(json.loads(args.json.read_text()), indent=2))
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return record.run_part(argv, __doc__, measure, 2, add_arguments)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,7 @@
 """WaveletLoss, forward and backward: ours on the difference against pytorch-wavelets on each of the two images."""
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import mtkd  # noqa: F401  mends pytorch-wavelets' import
@@ -59,15 +57,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--runs', type=int, default=25, help='timed runs (default: %(default)s)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
-    parser.add_argument('--json', type=Path, required=True)
-    args = parser.parse_args(argv)
-    found = measure(args)
-    record.write(args.json, args.device, found)
-    print(json.dumps(found, indent=2))
-    return 0
+    return record.run_part(argv, __doc__, measure, runs=25)
 
 
 if __name__ == '__main__':

@@ -38,8 +38,10 @@ def toy(options: Options, monkeypatch: pytest.MonkeyPatch) -> Options:
 
 def arguments(module: Any, *given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--runs', type=int)
     module.add_arguments(parser)
-    return parser.parse_args(['--device', 'cpu', *given])
+    return parser.parse_args(given)
 
 
 def test_every_kind_of_step_is_timed_and_compared(toy: Options, tmp_path: Path) -> None:
@@ -73,9 +75,9 @@ def test_more_teachers_and_patches_are_tried(toy: Options) -> None:
 @pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, '-m', 'benchmarks.steps', '--memory-of', 'scratch', '--folder', str(tmp_path)]
-    command += ['--batch', '1', '--lq', '8', '--device', 'cpu']
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO, env=script_environment())
-    peaks = json.loads(done.stdout.splitlines()[-1])
+    command += ['--batch', '1', '--lq', '8', '--device', 'cpu', '--json', str(tmp_path / 'peaks.json')]
+    subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO, env=script_environment())
+    peaks = json.loads((tmp_path / 'peaks.json').read_text())
     assert 0 < peaks['above_imports_gb'] < peaks['whole_gb']
 
 
@@ -113,7 +115,7 @@ def test_the_trainers_are_compared_through_basicsr(
     monkeypatch.setattr(loader, 'DATA', {n: (140 if s else 0, v, f) for n, (s, v, f) in loader.DATA.items()})
     out = tmp_path / 'trainer.json'
     flags = ['--images', str(photos), '--count', '1', '--batch', '2', '--lq', '16', '--iterations', '8']
-    flags += ['--rounds', '1', '--workers', '0', '--variants', 'basicsr', 'resident', '--json', str(out)]
+    flags += ['--runs', '1', '--workers', '0', '--variants', 'basicsr', 'resident', '--json', str(out)]
     assert trainer.main(['--device', 'cpu', *flags]) == 0
     found = json.loads(out.read_text())
     assert found['basicsr']['rate_over_basicsr']['median'] == 1
