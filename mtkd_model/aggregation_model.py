@@ -36,8 +36,7 @@ class AggregationModel(MultiTeacherSRModel):
                 f'teachers, and {", ".join(lacking)} are not there: cache_teachers.py --stores {" ".join(lacking)}'
             )
 
-    @classmethod
-    def networks_needed(cls, opt: Mapping[str, Any]) -> bool:
+    def networks_needed(self, opt: Mapping[str, Any]) -> bool:
         return True  # validation images are not in the cache
 
     def init_training_settings(self) -> None:

@@ -68,11 +68,10 @@ class MultiTeacherSRModel(SRModel):
             merge_tails(self.net_g_ema)
             self._lay_out(self.net_g_ema)
 
-    @classmethod
-    def networks_needed(cls, opt: Mapping[str, Any]) -> bool:
+    def networks_needed(self, opt: Mapping[str, Any]) -> bool:
         """Whether the teachers' networks must be built: there is no cache, or outputs are not enough."""
         train_opt = opt.get('train') or {}
-        uncached = not cached_stores(opt)
+        uncached = not self.cached_stores
         return uncached or bool(train_opt.get('init_from_teacher')) or needs_networks(train_opt.get('distill') or {})
 
     @classmethod
