@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtkd_data.teacher_cache.cache import LEVELS, LOWEST
+from mtkd_data.teacher_cache.cache import from_uint16
 
 
 class Crop(NamedTuple):
@@ -43,11 +43,8 @@ def cut(image: np.ndarray, crop: Crop, patch: int, factor: int) -> np.ndarray:
 
 def to_float(image: np.ndarray) -> np.ndarray:
     """A copy in contiguous float32: 8 bits in [0, 1], 16 bits as the teacher cache means them."""
-    # in place: a new array of this size costs as much as the arithmetic
+    if image.dtype != np.uint8:
+        return from_uint16(image)
     values = image.astype(np.float32, order='C')
-    if image.dtype == np.uint8:
-        values /= np.float32(255)
-        return values
-    values /= np.float32(LEVELS)
-    values += np.float32(LOWEST)
+    values /= np.float32(255)
     return values

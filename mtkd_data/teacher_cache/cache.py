@@ -54,8 +54,11 @@ def to_uint16(x: 'Tensor') -> np.ndarray:
 
 
 def from_uint16(array: np.ndarray) -> np.ndarray:
-    """Stored values of any shape and byte order as float32 in [-0.5, 1.5]."""
-    return array.astype(np.float32) / np.float32(LEVELS) + np.float32(LOWEST)
+    """Stored values of any shape and byte order as contiguous float32 in [-0.5, 1.5], a copy."""
+    values = array.astype(np.float32, order='C')  # in place: a new array costs as much as the arithmetic
+    values /= np.float32(LEVELS)
+    values += np.float32(LOWEST)
+    return values
 
 
 def lq_fingerprint(values: Iterable[tuple[str, bytes]]) -> str:
