@@ -12,8 +12,9 @@ OPTION_FOLDERS = sorted(
     if folder.is_dir()
 )
 PACKAGES = ['mtkd', 'mtkd_arch', 'mtkd_loss', 'mtkd_model', 'mtkd_model.distillers']
-PACKAGES += ['mtkd_data', 'mtkd_data.preparation', 'mtkd_data.teacher_cache']
+PACKAGES += ['mtkd_data', 'mtkd_data.preparation', 'mtkd_data.teacher_cache', 'mtkd_eval']
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text(encoding='utf-8')).group(1)
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript']  # the last for graphs of one size
 
 setup(
     name='mtkd-basicsr',
@@ -42,12 +43,18 @@ setup(
         'spandrel',
         'safetensors',
     ],
-    extras_require={'test': ['pytest', 'pytest-cov', 'hypothesis', 'scipy<2', 'ruff', 'scikit-image']},
+    extras_require={
+        'export': EXPORT,
+        'test': ['pytest', 'pytest-cov', 'hypothesis', 'scipy<2', 'ruff', 'scikit-image', *EXPORT],
+    },
     entry_points={
         'console_scripts': [
             'mtkd-prepare-data=mtkd_data.preparation.prepare:main',
             'mtkd-verify-data=mtkd_data.preparation.verify:main',
             'mtkd-cache-teachers=mtkd_data.teacher_cache.command:main',
+            'mtkd-evaluate=mtkd_eval.evaluate:main',
+            'mtkd-export=mtkd_eval.export:main',
+            'mtkd-infer=mtkd_eval.infer:main',
         ]
     },
 )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from mtkd_arch.taps import unwrapped
+
 BODIES: dict[str, Callable[[nn.Module, int], tuple[str, ...]]] = {}  # class name -> taps for a number of parts
 
 
@@ -19,6 +21,7 @@ def body_taps(network: nn.Module, parts: int = 3) -> tuple[str, ...]:
     """
     if parts < 1:
         raise ValueError(f'parts is {parts}, expected at least 1')
+    network = unwrapped(network)
     names = [kind.__name__ for kind in type(network).__mro__]
     taps_of = next((BODIES[name] for name in names if name in BODIES), None)
     try:

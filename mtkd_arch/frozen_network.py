@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mtkd_arch.merged_upsampling import merge_tails
 from mtkd_arch.padding import pad_to_multiple
+from mtkd_arch.taps import unwrapped
 
 Precision = Literal['fp32', 'bf16', 'fp16', 'auto']
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -63,8 +64,9 @@ class FrozenNetwork(nn.Module):
         self.window, self.precision = window, precision
         if precision != 'fp32':
             for name in FLOAT32_MODULES:
-                if isinstance(getattr(network, name, None), nn.Conv2d):
-                    _keep_in_float32(getattr(network, name))
+                module = getattr(unwrapped(network), name, None)
+                if isinstance(module, nn.Conv2d):
+                    _keep_in_float32(module)
         if compile:
             network.compile()
         self.requires_grad_(False)

@@ -8,12 +8,18 @@ from torch import Tensor, nn
 from mtkd.checks import nearest
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network that ``network`` holds as ``wrapped``, as SpandrelTeacher does, else ``network`` itself."""
+    return getattr(network, 'wrapped', network)
+
+
 def find_module(network: nn.Module, path: str, where: str = 'tap') -> nn.Module:
     """The module at a dotted ``path``; a negative number counts from the end, as in ``body.-1.conv2``.
 
-    Raises ValueError that names the part that does not exist and what there is instead.
+    Of a network that wraps another the paths are those of the one inside. Raises ValueError that names the part that
+    does not exist and what there is instead.
     """
-    module = network
+    module = network = unwrapped(network)
     for depth, part in enumerate(path.split('.')):
         children = dict(module.named_children())
         name = list(children)[int(part)] if _counts_from_the_end(part, children) else part

@@ -9,6 +9,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mtkd.checks import build, nearest, require_keys, require_known_keys
+from mtkd_arch.feature_maps import window_in
 from mtkd_arch.frozen_network import FrozenNetwork
 from mtkd_arch.weights import load_weights, read_metadata, read_weights
 
@@ -27,7 +28,9 @@ class TeacherEnsemble(nn.Module):
     Args:
         teachers: per name a mapping with ``network`` (a BasicSR network option), ``path`` and, optionally,
             ``param_key``, ``strict`` (default true), ``window`` (pad to its multiple; default the network's
-            ``window_size``), ``precision`` (fp32, bf16, fp16, auto), ``channels_last`` and ``compile``.
+            ``window_size``), ``precision`` (fp32, bf16, fp16, auto), ``channels_last`` and ``compile``. A class with
+            the attribute ``reads_own_weights``, such as SpandrelTeacher, is given ``path``, ``scale`` and
+            ``param_key`` and loads its weights itself; its window is the largest ``window_size`` in it.
         scale: upsampling factor of every teacher.
         aggregator: like a teacher, plus ``inputs``, the names of the teachers in the order of its input channels,
             which is compared with the order stored in its checkpoint.
@@ -131,8 +134,33 @@ def _build_teacher(opt: Mapping[str, Any], scale: int, where: str, random_weight
     upscale = opt['network'].get('upscale', scale) if isinstance(opt['network'], Mapping) else scale
     if upscale != scale:
         raise ValueError(f'{where}.network.upscale is {upscale}, but scale is {scale}: a teacher of another scale')
+    if _reads_own_weights(opt['network']):
+        network = _build_from_path(opt, scale, where)
+        return _frozen(network, opt, opt.get('window', window_in(network)))
     window = opt.get('window', window_of(opt['network']))
     return _frozen(_build_loaded(opt, where, random_weights), opt, window)
+
+
+def _reads_own_weights(network: Any) -> bool:
+    kind = network.get('type') if isinstance(network, Mapping) else None
+    return kind in ARCH_REGISTRY and getattr(ARCH_REGISTRY.get(kind), 'reads_own_weights', False)
+
+
+def _build_from_path(opt: Mapping[str, Any], scale: int, where: str) -> nn.Module:
+    kind = opt['network']['type']
+    if 'strict' in opt:
+        raise ValueError(f'{where}.strict means nothing to {kind}, which builds what the file holds: leave it out')
+    if not opt['path']:
+        raise ValueError(f'{where}.path is empty: {kind} is built from a file of trained weights')
+    given = {'path': opt['path'], 'scale': scale, 'param_key': opt.get('param_key')}
+    for key in given:
+        if key in opt['network']:
+            raise ValueError(f'{where}.network.{key}: {kind} takes it from {"scale" if key == "scale" else where}')
+    try:
+        return build(ARCH_REGISTRY, {**opt['network'], **given}, f'{where}.network')
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error) if f'{where}.network' in str(error) else f'{where}.path: {error}'
+        raise type(error)(message) from error
 
 
 def _build_aggregator(opt: Mapping[str, Any], inputs: Sequence[str], random_weights: bool) -> FrozenNetwork:

@@ -1,5 +1,6 @@
 """Reading network weights from any file the field publishes them in; never runs code from a file (``weights_only``)."""
 
+import errno
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
 DERIVED = ('relative_position_index', 'attn_mask')
-PARAM_KEYS = ('params_ema', 'params', 'state_dict', 'model')
+PARAM_KEYS = ('params_ema', 'params', 'state_dict', 'model', 'model_state_dict', 'params-ema', 'net')
 
 # The layout of EDSR-PyTorch, which the authors' RCAN shares, and its names in BasicSR. The mean shifts are no weights
 # in BasicSR. Order matters: RCAN's groups nest one `body` deeper than EDSR's blocks.
@@ -33,17 +34,20 @@ _AFTER_BODY = ((r'body\.\d+\.(?=weight$|bias$)', 'conv_after_body.'),)
 
 
 def read_weights(path: str | Path, param_key: str | None = None) -> StateDict:
-    """The state dict in a ``.pth``, ``.pt`` or ``.safetensors`` file, on the CPU, under BasicSR's names.
+    """``read_state_dict`` under BasicSR's names: those in the authors' EDSR and RCAN files are translated."""
+    return translate_names(read_state_dict(path, param_key))
 
-    Without ``param_key`` the first of ``params_ema``, ``params``, ``state_dict``, ``model`` is taken, or the file
-    itself when it is a bare state dict. A ``module.`` prefix goes; names in the authors' EDSR and RCAN files are
-    translated.
+
+def read_state_dict(path: str | Path, param_key: str | None = None) -> StateDict:
+    """The state dict in a ``.pth``, ``.pt`` or ``.safetensors`` file, on the CPU, under the names it has there.
+
+    Without ``param_key`` the first of ``PARAM_KEYS`` (``params_ema``, ``params``, ...) is taken, or the file itself
+    when it is a bare state dict. A ``module.`` prefix goes.
 
     Raises FileNotFoundError, or ValueError for a file that is no checkpoint or lacks ``param_key``.
     """
     content = _read(Path(path))
-    weights = {_without_module(name): value for name, value in _select(content, param_key, path).items()}
-    return translate_names(weights)
+    return {_without_module(name): value for name, value in _select(content, param_key, path).items()}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -106,9 +110,9 @@ def _read(path: Path) -> Any:
 
             return load_file(path)
         return torch.load(path, map_location='cpu', weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # a damaged file raises any of a dozen types, such as struct.error
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek beyond a file cut short
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} cannot be read as tensors alone (damaged, or not a state dict): {reason}') from error
 

@@ -94,7 +94,8 @@ def option_files(names: list[PurePosixPath], folder: str) -> list[str]:
 def test_the_wheel_holds_the_packages_and_all_option_files_and_nothing_else(tree: Path, wheel: Path) -> None:
     names = wheel_names(wheel)
     info = next(path.parts[0] for path in names if path.parts[0].endswith('.dist-info'))
-    assert {path.parts[0] for path in names} == {info, 'mtkd', 'mtkd_arch', 'mtkd_data', 'mtkd_loss', 'mtkd_model'}
+    packages = {'mtkd', 'mtkd_arch', 'mtkd_data', 'mtkd_eval', 'mtkd_loss', 'mtkd_model'}
+    assert {path.parts[0] for path in names} == {info, *packages}
     assert option_files(names, 'mtkd/options') == OPTION_FILES
     assert {'LICENSE', 'entry_points.txt'} <= {path.name for path in names if path.parts[0] == info}
     modules = sorted(str(path) for path in names if path.suffix == '.py')

@@ -1,0 +1,70 @@
+"""Option files, and where BasicSR puts what it trained with them."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
+
+# isort: split
+import yaml
+from basicsr.utils.options import ordered_yaml
+
+OPTION_SUFFIXES = ('.yml', '.yaml')
+CHECKPOINT = re.compile(r'net_g_(\d+)\.pth')
+
+
+def read_option(path: Path) -> dict[str, Any]:
+    """An option file as BasicSR reads it. Raises FileNotFoundError, or ValueError for what is no mapping."""
+    if not path.is_file():
+        raise FileNotFoundError(f'no such option file: {path}')
+    try:
+        with path.open() as file:
+            opt = yaml.load(file, Loader=ordered_yaml()[0])
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: cannot be read as an option file: {error}') from error
+    if not isinstance(opt, Mapping):
+        raise ValueError(f'{path}: expected an option file, a mapping; it holds {type(opt).__name__}')
+    return dict(opt)
+
+
+def option_in(folder: Path) -> Path:
+    """The option file that BasicSR copied into an experiment folder.
+
+    Raises FileNotFoundError where there is none, ValueError where there are several.
+    """
+    found = sorted(folder.glob('*.yml'))
+    if not found:
+        raise FileNotFoundError(
+            f'{folder}: expected an experiment folder of BasicSR, with its option file (*.yml) and models/net_g_*.pth'
+        )
+    if len(found) > 1:
+        names = ', '.join(path.name for path in found)
+        raise ValueError(f'{folder} holds several option files ({names}): remove all but one, or name a checkpoint')
+    return found[0]
+
+
+def trained_weights(opt: Mapping[str, Any], option_file: Path, experiment: Path | None = None) -> Path:
+    """The newest weights of an experiment; its folder follows from ``name`` where it is not given.
+
+    ``net_g_latest.pth``, which BasicSR writes when training ends, else the checkpoint of most iterations. Raises
+    FileNotFoundError where there are none, ValueError for an option file without a name.
+    """
+    if experiment is None:
+        if not opt.get('name'):
+            raise ValueError(f"{option_file} lacks the key 'name', and path.pretrain_network_g: no weights to be found")
+        root = (opt.get('path') or {}).get('experiments_root') or 'experiments'
+        experiment = Path(root).expanduser() / str(opt['name'])
+    models = experiment / 'models'
+    if (models / 'net_g_latest.pth').is_file():
+        return models / 'net_g_latest.pth'
+    numbered = {
+        int(match[1]): path for path in models.glob('net_g_*.pth') if (match := CHECKPOINT.fullmatch(path.name))
+    }
+    if not numbered:
+        raise FileNotFoundError(
+            f'{option_file}: no weights at {models}/net_g_latest.pth: train it, run from the folder that holds '
+            f'experiments/, or name the checkpoint itself with --network {option_file}'
+        )
+    return numbered[max(numbered)]

@@ -1,0 +1,44 @@
+"""The circumstances under which figures were made."""
+
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.version import __version__ as basicsr_version
+
+from mtkd import __version__
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Date, commit (None outside a checkout), versions, the device's name and the number of threads."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{platform.machine()} CPU'
+    return {
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        'commit': commit(),
+        'mtkd': __version__,
+        'basicsr': basicsr_version,
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'device': name,
+        'threads': torch.get_num_threads(),
+    }
+
+
+def commit() -> str | None:
+    """The commit this code is from, with ``-dirty`` where it is not what the commit holds."""
+    here = Path(__file__)
+    tracked = _git('ls-files', '--error-unmatch', here.name)  # not that of a repository it was installed in
+    return _git('describe', '--always', '--dirty', '--exclude=*') if tracked else None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ['git', *arguments], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+        )
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
