@@ -28,7 +28,7 @@ def shipped_teachers() -> dict[str, str]:
         text = training_file(
             comment(HEADER, title=TITLES[name], name=name, scale=4), f'pretrained_{name}_x4', 'MultiTeacherSRModel', 4,
             '', network, TO_GROUND_TRUTH.substitute(weight=1.0), data='BSDS400_T91', dataset='PairedCropDataset',
-            cache='    resident: host  # decoded once\n', gt_size=96, workers=0, enlarge=50, lr=0.0005,
+            cache='    resident: host  # decoded once\n', gt_size=96, workers=0, enlarge=50, lr=0.001,
             iterations=iterations, milestones='~', val_freq=1000, save_freq=1000, tensorboard='false',
         )  # fmt: skip
         text = text.replace(HALVED, COSINE.format(iterations)).replace('warmup_iter: -1  # none', 'warmup_iter: 200')
