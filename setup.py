@@ -12,8 +12,9 @@ OPTION_FOLDERS = sorted(
     if folder.is_dir()
 )
 PACKAGES = ['mtkd', 'mtkd_arch', 'mtkd_loss', 'mtkd_model', 'mtkd_model.distillers']
-PACKAGES += ['mtkd_data', 'mtkd_data.preparation', 'mtkd_data.teacher_cache', 'mtkd_eval']
+PACKAGES += ['mtkd_data', 'mtkd_data.preparation', 'mtkd_data.teacher_cache', 'mtkd_eval', 'mtkd_eval.plots']
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text(encoding='utf-8')).group(1)
+DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5,<10']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']  # the last for graphs of one size
 
 setup(
@@ -26,7 +27,8 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=[*PACKAGES, *OPTION_FOLDERS],
     package_dir={name: name.replace('mtkd.options', 'options').replace('.', '/') for name in OPTION_FOLDERS},
-    package_data={name: ['*.yml'] for name in OPTION_FOLDERS},
+    package_data={'mtkd': ['pretrained/*.safetensors', 'pretrained/*.md', 'pretrained/*.json']}
+    | {name: ['*.yml'] for name in OPTION_FOLDERS},
     install_requires=[
         'basicsr>=1.4.2',
         'torch>=2.4',
@@ -44,8 +46,9 @@ setup(
         'safetensors',
     ],
     extras_require={
+        'docs': DOCS,
         'export': EXPORT,
-        'test': ['pytest', 'pytest-cov', 'hypothesis', 'scipy<2', 'ruff', 'scikit-image', *EXPORT],
+        'test': ['pytest', 'pytest-cov', 'hypothesis', 'scipy<2', 'ruff', 'scikit-image', *DOCS, *EXPORT],
     },
     entry_points={
         'console_scripts': [
@@ -55,6 +58,7 @@ setup(
             'mtkd-evaluate=mtkd_eval.evaluate:main',
             'mtkd-export=mtkd_eval.export:main',
             'mtkd-infer=mtkd_eval.infer:main',
+            'mtkd-plot=mtkd_eval.plots.command:main',
         ]
     },
 )

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 NUMBER_IN_A_STRING = re.compile(r'[+-]?\d+(\.\d*)?[eE][+-]?\d+')
-OUR_TOP_LEVEL_KEYS = ('teachers', 'aggregator', 'network_g', 'plugin', 'datasets', 'train', 'val', 'path', 'logger')
+# key: (type, default, meaning); docs/options.md is written from these tables
+OUR_TOP_LEVEL_KEYS = {
+    'teachers': ('mapping', 'no teachers', 'named frozen networks'),
+    'aggregator': ('mapping', 'the mean of the teachers', 'merges their outputs into the target'),
+    'network_g': ('mapping', 'required', 'the network that is trained: the student, in stage 1 the aggregator'),
+    'plugin': ('text', 'none', '`!!python/name:mtkd.__version__` brings the plugin into an unmodified BasicSR'),
+    'datasets': ('mapping', 'required', '`train` and any number of `val_1`, `val_2`, ...; in testing `test_1`, ...'),
+    'train': ('mapping', 'required in training', 'losses, terms, optimizer, schedule'),
+    'val': ('mapping', 'no validation', 'how often, which metrics, tiles'),
+    'path': ('mapping', 'required', "BasicSR's: pretrain_network_g, param_key_g, strict_load_g, resume_state"),
+    'logger': ('mapping', 'required in training', "BasicSR's: print_freq, save_checkpoint_freq, use_tb_logger"),
+}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -114,19 +125,19 @@ def check_top_level(opt: Mapping[str, Any]) -> None:
                 raise ValueError(f"unknown key '{key}' in {where}: did you mean '{close[0]}'?")
 
 
-TRAIN_KEYS = (
-    'distill',
-    'init_from_teacher',
-    'pixel_opt',
-    'perceptual_opt',
-    'optim_g',
-    'optim_distill',
-    'amp',
-    'compile',
-    'channels_last',
-    'scheduler',
-    'total_iter',
-)
+TRAIN_KEYS = {
+    'distill': ('mapping', 'no terms', 'named distillation terms; `l_<name>` is the entry in the log'),
+    'init_from_teacher': ('mapping', 'null', 'start the student from slices of a teacher'),
+    'pixel_opt': ('mapping', 'null', "BasicSR's loss to the ground truth, such as `{type: L1Loss, loss_weight: 0.1}`"),
+    'perceptual_opt': ('mapping', 'null', "BasicSR's perceptual loss to the ground truth"),
+    'optim_g': ('mapping', 'required', "BasicSR's: `type` and arguments of the optimizer; fused Adam on a GPU"),
+    'optim_distill': ('mapping', 'as optim_g', 'lr, weight_decay and the like for the parameters of the terms'),
+    'amp': ('null, bf16 or fp16', 'null', "precision of the student's passes; fp16 with loss scaling"),
+    'compile': ('true, false or a mode', 'false', 'torch.compile of the student, for terms that compare outputs'),
+    'channels_last': ('true or false', 'true', "the student's memory layout; speed alone"),
+    'scheduler': ('mapping', 'required', "BasicSR's: `type` and arguments of the learning-rate schedule"),
+    'total_iter': ('whole number', 'required', "BasicSR's: length of the run in iterations"),
+}
 KNOWN_ELSEWHERE = ('network_d', 'optim_d', 'gan_opt')
 
 

@@ -11,11 +11,33 @@ from torch import Tensor, nn
 from mtkd.checks import build, nearest, require_keys, require_known_keys
 from mtkd_arch.feature_maps import window_in
 from mtkd_arch.frozen_network import FrozenNetwork
+from mtkd_arch.named_network import named_network, with_named_network
 from mtkd_arch.weights import load_weights, read_metadata, read_weights
 
-RUN_KEYS = ('precision', 'channels_last', 'compile')
-TEACHER_KEYS = ('network', 'path', 'param_key', 'strict', 'window', *RUN_KEYS)
-AGGREGATOR_KEYS = ('network', 'inputs', 'path', 'param_key', 'strict', *RUN_KEYS)
+# key: (type, default, meaning); docs/options.md is written from these tables
+RUN_KEYS = {
+    'precision': ('fp32, bf16, fp16 or auto', 'fp32', 'of its passes; auto is bf16 where the device computes in it'),
+    'channels_last': ('true or false', 'true', 'memory layout; speed alone'),
+    'compile': ('true or false', 'false', 'torch.compile; not for a network that a term taps'),
+}
+_FILE_KEYS = {
+    'param_key': ('text', 'the first that is there', 'state dict in the file: params_ema, then params, and so on'),
+    'strict': ('true or false', 'true', 'every key must fit; not for a class that reads its own weights'),
+}
+TEACHER_KEYS = {
+    'network': ('mapping', 'the one that the file names', '`type` of a network and its arguments, as in network_g'),
+    'path': ('path', 'required', 'trained weights: .pth, .pt or .safetensors, read as tensors alone'),
+    **_FILE_KEYS,
+    'window': ('whole number', 'window_size of the network, else 1', 'images are mirrored up to its multiple'),
+    **RUN_KEYS,
+}
+AGGREGATOR_KEYS = {
+    'network': ('mapping', 'required with path', 'such as `{type: DCTSwin, ...}`; it pads by itself'),
+    'inputs': ('list of teachers', 'required with path, else all as listed', 'the order of its input channels'),
+    'path': ('path', 'required with network', 'what stage 1 trained; the order stored in it must be that of inputs'),
+    **_FILE_KEYS,
+    **RUN_KEYS,
+}
 
 
 @ARCH_REGISTRY.register()
@@ -26,11 +48,12 @@ class TeacherEnsemble(nn.Module):
     aggregator D(T_1(x), ..., T_N(x)) teaches the student. Without one the target is the mean of the teachers.
 
     Args:
-        teachers: per name a mapping with ``network`` (a BasicSR network option), ``path`` and, optionally,
-            ``param_key``, ``strict`` (default true), ``window`` (pad to its multiple; default the network's
-            ``window_size``), ``precision`` (fp32, bf16, fp16, auto), ``channels_last`` and ``compile``. A class with
-            the attribute ``reads_own_weights``, such as SpandrelTeacher, is given ``path``, ``scale`` and
-            ``param_key`` and loads its weights itself; its window is the largest ``window_size`` in it.
+        teachers: per name a mapping with ``path``, ``network`` (a BasicSR network option; may be left out where the
+            file names its network, as those of ``scripts/export.py`` do) and, optionally, ``param_key``, ``strict``
+            (default true), ``window`` (pad to its multiple; default the network's ``window_size``), ``precision``
+            (fp32, bf16, fp16, auto), ``channels_last`` and ``compile``. A class with the attribute
+            ``reads_own_weights``, such as SpandrelTeacher, is given ``path``, ``scale`` and ``param_key`` and loads its
+            weights itself; its window is the largest ``window_size`` in it.
         scale: upsampling factor of every teacher.
         aggregator: like a teacher, plus ``inputs``, the names of the teachers in the order of its input channels,
             which is compared with the order stored in its checkpoint.
@@ -56,6 +79,7 @@ class TeacherEnsemble(nn.Module):
             self.networks[name] = _build_teacher(opt, scale, f'teachers.{name}', random_weights)
         aggregator = aggregator or {}
         require_known_keys(aggregator, AGGREGATOR_KEYS, 'aggregator')
+        aggregator = with_named_network(aggregator, 'aggregator')
         self.inputs = _inputs(aggregator.get('inputs'), list(teachers))
         self.aggregator = None
         if set(aggregator) - {'inputs'}:  # inputs alone order the stack of stage 1
@@ -130,6 +154,7 @@ def window_of(network: Mapping[str, Any]) -> int:
 
 def _build_teacher(opt: Mapping[str, Any], scale: int, where: str, random_weights: bool) -> FrozenNetwork:
     require_known_keys(opt, TEACHER_KEYS, where)
+    opt = with_named_network(opt, where)
     require_keys(opt, ('network', 'path'), where)
     upscale = opt['network'].get('upscale', scale) if isinstance(opt['network'], Mapping) else scale
     if upscale != scale:
@@ -189,7 +214,15 @@ def _build_loaded(opt: Mapping[str, Any], where: str, random_weights: bool) -> n
         weights = read_weights(opt['path'], opt.get('param_key'))
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f'{where}.path: {error}') from error
-    load_weights(network, weights, opt.get('strict', True), f'{where}.path {opt["path"]}')
+    try:
+        load_weights(network, weights, opt.get('strict', True), f'{where}.path {opt["path"]}')
+    except ValueError as error:
+        named = named_network(opt['path'])
+        if named in (None, dict(opt['network'])):
+            raise
+        raise ValueError(
+            f'{error}; the file names its own network, {named}: leave {where}.network out to take it'
+        ) from error
     return network
 
 

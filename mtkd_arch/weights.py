@@ -1,8 +1,9 @@
 """Reading network weights from any file the field publishes them in; never runs code from a file (``weights_only``)."""
 
 import errno
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,13 @@ def read_state_dict(path: str | Path, param_key: str | None = None) -> StateDict
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What this plugin stored beside the weights (such as the aggregator's ``inputs``); empty for foreign files."""
+    """What this plugin stored beside the weights (the aggregator's ``inputs``, in an exported file its ``network``).
+
+    Of a safetensors file the header alone is read, its texts as JSON where they are; empty for foreign files. Raises
+    what ``read_state_dict`` raises.
+    """
+    if Path(path).suffix == '.safetensors':
+        return {key: _parsed(text) for key, text in _explained(Path(path), _safetensors_header).items()}
     content = _read(Path(path))
     metadata = content.get('mtkd', {}) if isinstance(content, Mapping) else {}
     return dict(metadata) if isinstance(metadata, Mapping) else {}
@@ -102,14 +109,37 @@ def _translate(name: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def _read(path: Path) -> Any:
+    return _explained(path, _load)
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _safetensors_header(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, 'pt') as file:
+        return file.metadata() or {}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _explained(path: Path, read: Callable[[Path], Any]) -> Any:
+    """``read(path)``, with errors that name the file."""
     if not path.is_file():
         raise FileNotFoundError(f'no such weights file: {path}')
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return read(path)
     except Exception as error:  # a damaged file raises any of a dozen types, such as struct.error
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek beyond a file cut short
             raise

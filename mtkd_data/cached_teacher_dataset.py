@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 
@@ -10,6 +11,7 @@ import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 from basicsr.utils.registry import DATASET_REGISTRY
 from tqdm import tqdm
 
+from mtkd_data.dataset_keys import CACHE_KEYS, Keys
 from mtkd_data.image_store import FileStore, ImageSource, LmdbStore, SharedReader
 from mtkd_data.lmdb_store import parse_meta_line
 from mtkd_data.paired_crops import PairedCrops
@@ -38,7 +40,7 @@ class CachedTeacherDataset(PairedCrops):
     over, of another size or of 8 bits is refused with a ValueError, a missing one with FileNotFoundError.
     """
 
-    keys = (*PairedCrops.keys, 'dataroot_cache', 'cached')
+    keys: ClassVar[Keys] = {**PairedCrops.keys, **CACHE_KEYS}
 
     def add_sources(self) -> None:
         root, wanted = self.opt.get('dataroot_cache'), self.opt.get('cached')

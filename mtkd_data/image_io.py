@@ -73,7 +73,8 @@ def key_images(paths: list[Path]) -> dict[str, Path]:
         if not key.isascii() or not key.isprintable() or len(key) > LONGEST_KEY:
             raise ValueError(f'{path}: expected a name of at most {LONGEST_KEY} printable ASCII characters: rename it')
         if key in keyed:
-            raise ValueError(f'{keyed[key]} and {path.name}: two files with the key {key!r}: rename or remove one')
+            other = path.name if path.parent == keyed[key].parent else path
+            raise ValueError(f'{keyed[key]} and {other}: two files with the key {key!r}: rename or remove one')
         keyed[key] = path
     return keyed
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,17 +16,10 @@ from torch.utils.data import Dataset
 
 from mtkd_data import resident
 from mtkd_data.crops import Crop, cut, draw_crop, to_float
+from mtkd_data.dataset_keys import LOADER_KEYS, PAIR_KEYS, Keys
 from mtkd_data.image_sizes import Size, sizes_of
 from mtkd_data.image_store import FileStore, ImageSource, LmdbStore
 
-LOADER_KEYS = (
-    'name', 'type', 'phase', 'scale', 'num_worker_per_gpu', 'batch_size_per_gpu', 'dataset_enlarge_ratio',
-    'use_shuffle', 'prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers',
-)  # fmt: skip
-PAIR_KEYS = (
-    'dataroot_gt', 'dataroot_lq', 'io_backend', 'filename_tmpl', 'meta_info_file', 'gt_size', 'use_hflip', 'use_rot',
-    'resident', 'resident_shard',
-)  # fmt: skip
 NORMALISING = ('mean', 'std', 'color')
 
 
@@ -37,7 +30,7 @@ class PairedCrops(Dataset):
     FileNotFoundError for what cannot be.
     """
 
-    keys: tuple[str, ...] = (*LOADER_KEYS, *PAIR_KEYS)
+    keys: ClassVar[Keys] = {**LOADER_KEYS, **PAIR_KEYS}
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         from mtkd.checks import require_keys, require_known_keys

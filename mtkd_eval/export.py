@@ -10,8 +10,10 @@ from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.choice import split_label
 from mtkd_eval.comparison import as_file_name
 from mtkd_eval.exporting import SUFFIXES, Exported, Format, export_network
+from mtkd_eval.image_sets import find_sets
 from mtkd_eval.load import load_network
 from mtkd_eval.model_card import model_card, read_results, training_option
+from mtkd_eval.stored import describe_stored
 
 
 def write_exported(exported: Sequence[Exported], card: str, stem: Path, overwrite: bool = False) -> list[Path]:
@@ -41,12 +43,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '  python scripts/export.py experiments/MTKD_edsr_x4 --out exported --results results/table.json\n'
         '  python scripts/export.py net_g_latest.pth --network network.yml --out exported --format onnx\n'
         '  python scripts/export.py experiments/KD_mambalite_x4 --out exported --size 180 320\n'
+        '  python scripts/export.py experiments/MTKD_edsr_x4 --out o --format safetensors --half --set datasets/Set5\n'
         'writes exported/MTKD_edsr_x4{.onnx,.torchscript,.pt2,.safetensors,.md}\n'
         'exit code: 0 done, 2 refused or failed (then nothing is written), 130 interrupted',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('network', metavar='NETWORK', help='option file, experiment folder or checkpoint, LABEL=NETWORK to name it')
+    add(
+        'network',
+        metavar='NETWORK',
+        help='option file (FILE:teachers.NAME, FILE:target for the '
+        'weights of its aggregator), experiment folder or checkpoint, LABEL=NETWORK to name it',
+    )
     add('--out', type=Path, required=True, help='folder to write to')
     add('--format', nargs='+', default=list(SUFFIXES), choices=SUFFIXES, dest='formats', help='default: all four')
     add(
@@ -56,7 +64,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=('H', 'W'),
         help='LR size of the graphs (default: any; MambaLiteSR needs it)',
     )
-    add('--half', action='store_true', help='safetensors: store float16; what that costs is measured')
+    add('--half', action='store_true', help='safetensors: store float16; the largest difference it makes is told')
+    add(
+        '--set',
+        nargs='+',
+        default=[],
+        dest='sets',
+        metavar='SET',
+        help='test sets, as scripts/evaluate.py takes them, on which safetensors are measured as stored: a loss '
+        'by --half above 0.005 dB is refused, and the file keeps its PSNR',
+    )
     add(
         '--plain',
         action='store_true',
@@ -78,7 +95,8 @@ def run(given: Mapping[str, Any]) -> list[str]:
     check_free(stem, formats, given['overwrite'])
     results = read_results(given['results'], loaded) if given['results'] else None
     size = tuple(given['size']) if given['size'] else None
-    exported = export_network(loaded, formats, size, given['half'], not given['plain'])
+    sets = find_sets(given['sets'], {loaded.scale}) if given['sets'] else []
+    exported = export_network(loaded, formats, size, given['half'], not given['plain'], sets)
     named = {stem.name + SUFFIXES[one.format]: one for one in exported}
     card = model_card(loaded, named, training_option(source, loaded), results, given['license'])
     paths = write_exported(exported, card, stem, given['overwrite'])
@@ -86,6 +104,7 @@ def run(given: Mapping[str, Any]) -> list[str]:
         f'{path}: {len(one.data) / 2**20:.2f} MiB, differs from PyTorch by {one.difference:.1g}, {one.takes}'
         for path, one in zip(paths, exported, strict=False)
     ]
+    lines += [f'as stored: {describe_stored(one.quality)}' for one in exported if one.quality]
     return [*lines, f'{paths[-1]}: model card']
 
 

@@ -1,8 +1,9 @@
 """A network as the content of ONNX, TorchScript, torch.export and safetensors files, each compared with PyTorch."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import safetensors.torch
@@ -27,8 +28,10 @@ from mtkd_eval.export_formats import (
     torchscript_bytes,
 )
 from mtkd_eval.exportable import ExportableNetwork, is_mergeable
+from mtkd_eval.image_sets import ImageSet
 from mtkd_eval.loaded import LoadedNetwork
-from mtkd_eval.target import TargetNetwork
+from mtkd_eval.stored import Figures, measure_stored
+from mtkd_eval.target import TargetNetwork, own_part
 
 Format = Literal['onnx', 'torchscript', 'export', 'safetensors']
 SUFFIXES: dict[Format, str] = {
@@ -44,7 +47,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file's content with what is known of it; ``sizes`` are those it was compared at, (B, H, W)."""
+    """A file's content with what is known of it.
+
+    ``sizes`` are those it was compared at, (B, H, W); ``quality`` is that of ``measure_stored``, by test set.
+    """
 
     format: Format
     data: bytes
@@ -52,6 +58,7 @@ class Exported:
     takes: str
     difference: float
     sizes: tuple[tuple[int, int, int], ...]
+    quality: Mapping[str, Figures] = field(default_factory=dict)
 
 
 def export_network(
@@ -60,6 +67,7 @@ def export_network(
     size: Size | None = None,
     half: bool = False,
     merged: bool = True,
+    sets: Sequence[ImageSet] = (),
 ) -> list[Exported]:
     """The contents of the files; nothing is written.
 
@@ -68,15 +76,19 @@ def export_network(
         formats: which files. ONNX, TorchScript and ``torch.export`` take any batch, height and width, padding to the
             window included (``torch.export``: sides larger than the window), float32 RGB in [0, 1].
         size: height and width that the graphs are made for, where the network cannot be recorded for all at once.
-        half: store the weights in safetensors as float16; the difference it makes is measured, not limited.
+        half: store the weights in safetensors as float16; the difference it makes is measured.
         merged: let ONNX compute the ends of EDSR, RCAN and SwinIR as one convolution: less work that no runtime finds
             by itself. The other formats keep the network's own modules.
+        sets: where the network with the weights as safetensors store them is measured; the file keeps its PSNR.
 
-    Raises ValueError where a network cannot be recorded, or what was recorded differs from it by more than TOLERANCE;
-    ImportError where a package is missing.
+    Raises ValueError where half precision costs more than 0.005 dB on one of ``sets``, where a network cannot be
+    recorded, or what was recorded differs from it by more than TOLERANCE; ImportError where a package is missing.
     """
     _check_request(loaded, formats, size, half)
-    return [_MAKERS[name](loaded, size, half, merged) for name in dict.fromkeys(formats)]
+    if sets and 'safetensors' not in formats:
+        raise ValueError('--set measures the weights as safetensors store them: add the format safetensors')
+    makers = {**_MAKERS, 'safetensors': partial(_safetensors, sets=sets)}
+    return [makers[name](loaded, size, half, merged) for name in dict.fromkeys(formats)]
 
 
 def check_sizes(window: int, size: Size | None) -> tuple[tuple[int, int, int], ...]:
@@ -174,13 +186,17 @@ def _takes(name: Format, window: int, size: Size | None) -> str:
     return 'any batch, height and width' + (f' of at least {least}' if least > 1 else '')
 
 
-def _safetensors(loaded: LoadedNetwork, size: Size | None, half: bool, merged: bool) -> Exported:
-    network, where = unwrapped(loaded.network), f'{loaded.name} read back'
+def _safetensors(
+    loaded: LoadedNetwork, size: Size | None, half: bool, merged: bool, sets: Sequence[ImageSet] = ()
+) -> Exported:
+    network, where = unwrapped(own_part(loaded.network)), f'{loaded.name} read back'
     facts = {'name': loaded.name, 'scale': str(loaded.scale), 'network': dict(loaded.option or {})}
     facts['network'].pop('path', None)
+    if isinstance(loaded.network, TargetNetwork):
+        facts['inputs'] = list(loaded.network.ensemble.inputs)
     data = safetensors_bytes(network.state_dict(), half, facts)
     again = copy.deepcopy(loaded.network)
-    load_weights(unwrapped(again), safetensors.torch.load(data), True, where)
+    load_weights(unwrapped(own_part(again)), safetensors.torch.load(data), True, where)
     sizes = check_sizes(loaded.window, size)
     found = difference(lambda image: forward_padded(again, image, loaded.scale, loaded.window), loaded, sizes)
     if found > (torch.inf if half else 0):
@@ -190,7 +206,11 @@ def _safetensors(loaded: LoadedNetwork, size: Size | None, half: bool, merged: b
     if not found < torch.inf:
         raise ValueError(f'{where} from float16 gives no numbers: export it without --half')
     form = 'weights as float16' if half else 'weights as float32'
-    return Exported('safetensors', data, form, 'weights alone, read by load_network with the network', found, sizes)
+    quality = measure_stored(replace(loaded, network=again), loaded, sets)
+    if quality:
+        facts['psnr_y'] = {name: round(one['psnr_y'], 3) for name, one in quality.items()}
+        data = safetensors_bytes(network.state_dict(), half, facts)
+    return Exported('safetensors', data, form, 'weights with the name of their network', found, sizes, quality)
 
 
 _MAKERS = {'onnx': _onnx, 'torchscript': _torchscript, 'export': _program, 'safetensors': _safetensors}
@@ -206,5 +226,10 @@ def _check_request(loaded: LoadedNetwork, formats: Sequence[str], size: Size | N
         raise ValueError(f'size is {size}, expected height and width of at least 1')
     if half and 'safetensors' not in formats:
         raise ValueError('--half is how safetensors store the weights: add the format safetensors')
-    if isinstance(loaded.network, TargetNetwork) or not loaded.weights:
+    part = own_part(loaded.network)
+    if isinstance(loaded.network, TargetNetwork) and part is not None and set(formats) != {'safetensors'}:
+        raise ValueError(
+            f'{loaded.name} is what an aggregator makes of teachers: only --format safetensors can hold it'
+        )
+    if part is None or not loaded.weights:
         raise ValueError(f'{loaded.name} is no network of its own ({loaded.source}): export a student or a teacher')

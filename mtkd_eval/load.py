@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd.checks import nearest
+from mtkd_arch.named_network import named_network, with_named_network
 from mtkd_arch.teacher_ensemble_arch import RUN_KEYS, TeacherEnsemble
 from mtkd_eval.bicubic import BicubicUpsampling
 from mtkd_eval.experiments import OPTION_SUFFIXES, option_in, read_option, trained_weights
@@ -33,7 +34,8 @@ def load_network(
               with the newest weights of its experiment; of stage 1 the target, that is the aggregator on its teachers,
             - ``option.yml:teachers.edsr`` or ``option.yml:target``: a teacher, or what the teachers agree on,
             - an experiment folder: the option file in it and the newest weights in ``models``,
-            - a checkpoint: with ``network``, as part of an experiment, or of a family that spandrel knows,
+            - a checkpoint: with ``network``, as part of an experiment, one that names its network itself (exported
+              safetensors do), or of a family that spandrel knows,
             - ``bicubic``: MATLAB's bicubic, which needs ``scale``.
         network: option of a checkpoint's network, or a YAML file that holds one or has it as ``network_g``.
         scale: what the network must upsample by; None takes any.
@@ -99,6 +101,8 @@ def _from_checkpoint(path: Path, network: Any, param_key: str | None) -> LoadedN
     experiment = path.absolute().parent.parent
     if network is None and path.absolute().parent.name == 'models' and any(experiment.glob('*.yml')):
         return _from_option(option_in(experiment), param_key, experiment, path)
+    if network is None and (named := named_network(path)):
+        return built(named, path, param_key, True, None, path.stem, str(path))
     if network is None:
         return built({'type': 'SpandrelTeacher'}, path, param_key, True, None, path.stem, str(path))
     if isinstance(network, Mapping):
@@ -123,6 +127,7 @@ def _load_part(path: Path, part: str) -> LoadedNetwork:
     where = f'{path}: {part}'
     if not isinstance(teacher, Mapping) or not teacher.get('path'):
         raise ValueError(f"{where} should be a mapping with the keys 'network' and 'path'; it is {teacher!r}")
+    teacher = with_named_network(teacher, where)
     weights, strict = Path(teacher['path']).expanduser(), teacher.get('strict', True)
     loaded = built(
         teacher.get('network'), weights, teacher.get('param_key'), strict, opt.get('scale'), name, f'{where}.network'
@@ -144,7 +149,8 @@ def _target(opt: Mapping[str, Any], path: Path, aggregator: Any, name: str) -> L
     merged = [section for section in (*plain.values(), aggregator) if section and section.get('path')]
     weights = tuple(Path(section['path']) for section in merged)
     source = f'target of {path}: {", ".join(map(str, weights))}'
-    return frozen(name, network, opt['scale'], 1, source, network.align, weights)
+    option = (with_named_network(aggregator, 'aggregator') if aggregator else {}).get('network')
+    return frozen(name, network, opt['scale'], 1, source, network.align, weights, option)
 
 
 def _without_run_keys(section: Any) -> Any:

@@ -26,7 +26,8 @@ class LoadedNetwork:
 
     ``network`` takes (B, 3, H, W), RGB in [0, 1], H and W multiples of ``window`` (see ``forward_padded``), and gives
     (B, 3, scale * H, scale * W), not clamped. Tiles should begin on multiples of ``align``. ``source`` says where the
-    weights came from, ``weights`` are the files, ``option`` is the network's own option where there is one.
+    weights came from, ``weights`` are the files, ``option`` is the network's own option where there is one, of a
+    target that of the aggregator.
     """
 
     name: str

@@ -9,11 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from mtkd_arch.named_network import named_network
 from mtkd_data.teacher_cache.description import sha256_of_file
 from mtkd_eval.cost import OUTPUT, count_macs, count_parameters
 from mtkd_eval.experiments import option_in
 from mtkd_eval.load import read_option
 from mtkd_eval.loaded import LoadedNetwork
+from mtkd_eval.target import TargetNetwork, own_part
 
 UNKNOWN = 'unknown'
 PACKAGES = ('mtkd-basicsr', 'basicsr', 'torch', 'onnx', 'onnxruntime', 'safetensors')
@@ -29,6 +31,7 @@ class Content(Protocol):
     takes: str
     difference: float
     sizes: Sequence[tuple[int, int, int]]
+    quality: Mapping[str, Mapping[str, float]]
 
 
 def model_card(
@@ -41,23 +44,46 @@ def model_card(
     """Markdown. ``files`` by name, ``training`` the option it was trained by, ``results`` its row of an evaluation."""
     sections = [
         f'# {loaded.name}',
-        f'A network for x{loaded.scale} super-resolution.',
+        _what(loaded),
         _table(('', ''), _network_rows(loaded, licence)),
         '## Files',
         _table(('file', 'form', 'takes', 'bytes', 'SHA-256', 'largest difference from PyTorch'), _file_rows(files)),
         _compared(files),
         '## Input and output',
-        f'`image`, float32 (B, 3, H, W), RGB in [0, 1], is turned into `upscaled`, float32 (B, 3, {loaded.scale} H, '
-        f'{loaded.scale} W), RGB around [0, 1] and not clamped: clamp it before it is shown or stored. Padding to the '
-        f'window ({loaded.window}) happens inside the ONNX, TorchScript and torch.export files.',
+        _input_and_output(loaded),
         '## Training',
         _table(('', ''), training_rows(training, loaded.weights)) if training else _unknown('how it was trained'),
         '## Quality',
-        _quality(results) if results else _unknown('no evaluation of these weights was given'),
+        _qualities(files, results),
         '## Made with',
         ', '.join(versions()),
     ]
     return '\n\n'.join(sections) + '\n'
+
+
+def _what(loaded: LoadedNetwork) -> str:
+    if not isinstance(loaded.network, TargetNetwork):
+        return f'A network for x{loaded.scale} super-resolution.'
+    order = ', '.join(loaded.network.ensemble.inputs)
+    return (
+        f'The aggregator that merges the outputs of x{loaded.scale} super-resolution networks, in this order: {order}.'
+    )
+
+
+def _input_and_output(loaded: LoadedNetwork) -> str:
+    after = 'RGB around [0, 1] and not clamped: clamp it before it is shown or stored.'
+    scale = loaded.scale
+    if isinstance(loaded.network, TargetNetwork):
+        count = len(loaded.network.ensemble.inputs)
+        return (
+            f'The outputs of {count} networks beside each other, float32 (B, {3 * count}, {scale} H, {scale} W), are '
+            f'turned into one of (B, 3, {scale} H, {scale} W), {after}'
+        )
+    return (
+        f'`image`, float32 (B, 3, H, W), RGB in [0, 1], is turned into `upscaled`, float32 (B, 3, {scale} H, '
+        f'{scale} W), {after} Padding to the window ({loaded.window}) happens inside the ONNX, TorchScript and '
+        'torch.export files.'
+    )
 
 
 def training_option(source: str, loaded: LoadedNetwork) -> dict[str, Any] | None:
@@ -131,8 +157,9 @@ def _network_rows(loaded: LoadedNetwork, licence: str | None) -> Iterator[Row]:
     yield 'network', str(option.get('type', type(loaded.network).__name__))
     yield 'arguments', f'`{arguments}`' if arguments else 'none given'
     yield 'scale', str(loaded.scale)
-    yield 'parameters', f'{count_parameters(loaded.network):,}'
-    yield f'multiply-accumulates at {OUTPUT[1]} x {OUTPUT[0]}', _macs(loaded)
+    yield 'parameters', f'{count_parameters(own_part(loaded.network) or loaded.network):,}'
+    beside = ', teachers included' if isinstance(loaded.network, TargetNetwork) else ''
+    yield f'multiply-accumulates at {OUTPUT[1]} x {OUTPUT[0]}{beside}', _macs(loaded)
     for path in loaded.weights:
         yield 'weights from', f'`{path.name}`, SHA-256 `{sha256_of_file(path)}`'
     yield 'licence of the weights', licence or 'unknown: whoever made them has named none'
@@ -159,12 +186,16 @@ def _compared(files: Mapping[str, Content]) -> str:
 
 def _teachers(opt: Mapping[str, Any]) -> Iterator[str]:
     for name, teacher in (opt.get('teachers') or {}).items():
-        network = teacher.get('network') or {}
+        network = teacher.get('network') or _named(teacher.get('path')) or {}
         yield f'{name}: {network.get("type", UNKNOWN)} (`{_file_name(teacher.get("path")) or UNKNOWN}`)'
     aggregator = opt.get('aggregator') or {}
     if aggregator.get('network'):
         path = _file_name(aggregator.get('path')) or UNKNOWN
         yield f'merged by {aggregator["network"].get("type", UNKNOWN)} (`{path}`)'
+
+
+def _named(path: Any) -> dict[str, Any] | None:
+    return named_network(path) if path and Path(path).is_file() else None
 
 
 def _terms(train: Mapping[str, Any]) -> Iterator[str]:
@@ -178,6 +209,22 @@ def _terms(train: Mapping[str, Any]) -> Iterator[str]:
 def _iterations(weights: Sequence[Path]) -> str:
     numbers = [match[1] for path in weights if (match := re.fullmatch(r'net_g_(\d+)\.pth', path.name))]
     return numbers[0] if numbers else UNKNOWN
+
+
+def _qualities(files: Mapping[str, Content], results: Mapping[str, Any] | None) -> str:
+    parts = [_stored(name, one.quality) for name, one in files.items() if one.quality]
+    parts += [_quality(results)] if results else []
+    return '\n\n'.join(parts) or _unknown('no evaluation of these weights was given')
+
+
+def _stored(name: str, quality: Mapping[str, Mapping[str, float]]) -> str:
+    """Quality of a file's weights as they are stored."""
+    rows = [
+        (each, f'{found["psnr_y"]:.2f}', f'{found["ssim_y"]:.4f}', f'{found["lost"]:.4f}')
+        for each, found in quality.items()
+    ]
+    table = _table(('test set', 'PSNR-Y (dB)', 'SSIM-Y', 'dB lost against the weights it was made from'), rows)
+    return f'`{name}` as stored; mean over the images, output rounded to 8 bit, border of the scale cropped:\n\n{table}'
 
 
 def _quality(results: Mapping[str, Any]) -> str:

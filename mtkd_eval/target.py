@@ -8,6 +8,14 @@ from mtkd_arch.frozen_network import FrozenNetwork, Precision
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 
 
+def own_part(network: nn.Module) -> nn.Module | None:
+    """The module whose weights are a network's own: of a target its aggregator, None for a mean; else all of it."""
+    if not isinstance(network, TargetNetwork):
+        return network
+    aggregator = network.ensemble.aggregator
+    return None if aggregator is None else aggregator.network
+
+
 class TargetNetwork(nn.Module):
     """The aggregator on its teachers, or their mean: (B, 3, H, W) of any size to (B, 3, scale * H, scale * W)."""
 

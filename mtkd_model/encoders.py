@@ -18,7 +18,18 @@ from mtkd_loss.contrastive_loss import FIVE_WEIGHTS
 
 VGG_FILE = 'vgg19-dcbb9e9d.pth'
 VGG_TAPS = ('features.1', 'features.6', 'features.11', 'features.20', 'features.29')  # relu1_1 ... relu5_1
-NETWORK_KEYS = ('network', 'path', 'param_key', 'strict', 'taps')
+# key: (type, default, meaning); docs/options.md is written from these tables
+NETWORK_KEYS = {
+    'network': ('mapping', 'required without weights', '`type` of any registered network and its arguments'),
+    'path': ('path', 'required with network', 'its weights'),
+    'param_key': ('text', 'the first that is there', 'state dict in the file'),
+    'strict': ('true or false', 'true', 'every key must fit'),
+    'taps': ('list of module paths', 'required with network', 'the features; the network runs to the last of them'),
+}
+ENCODER_KEYS = {
+    'weights': ('path', 'required without network', f'of VGG19 ({VGG_FILE}): relu1_1, relu2_1, ..., relu5_1'),
+    **NETWORK_KEYS,
+}
 
 
 class Encoder(nn.Module):
@@ -69,7 +80,7 @@ def build_encoder(opt: Mapping[str, Any]) -> Encoder:
 
     Raises ValueError for unknown or missing keys, weights that are absent or do not fit, and taps that do not exist.
     """
-    require_known_keys(opt, ('weights', *NETWORK_KEYS), 'encoder')
+    require_known_keys(opt, ENCODER_KEYS, 'encoder')
     if ('weights' in opt) == ('network' in opt):
         raise ValueError(f'encoder needs either weights (of VGG19) or network, path and taps; it has {", ".join(opt)}')
     return _vgg19(opt) if 'weights' in opt else _network(opt)
@@ -103,7 +114,7 @@ def _vgg19(opt: Mapping[str, Any]) -> Encoder:
 
 
 def _network(opt: Mapping[str, Any]) -> Encoder:
-    require_keys(opt, NETWORK_KEYS[:2] + NETWORK_KEYS[-1:], 'encoder')
+    require_keys(opt, ('network', 'path', 'taps'), 'encoder')
     taps = opt['taps']
     if not isinstance(taps, Sequence) or isinstance(taps, str) or not taps:
         raise ValueError(f'encoder.taps should be a list of module paths; it is {taps!r}')

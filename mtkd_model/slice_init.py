@@ -31,6 +31,12 @@ FAMILIES = {
     'RCAN': Family(r'body\.\d+\.residual_group\.\d+\.rcab\.', ('body.', 'residual_group.')),
     'SwinIR': Family(r'layers\.\d+\.residual_group\.blocks\.\d+\.attn\.', ('layers.', 'residual_group.blocks.'), 2),
 }
+# key: (type, default, meaning); docs/options.md is written from this table
+INIT_KEYS = {
+    'teacher': ('text', 'required without path', 'name of one of the teachers, whose weights are sliced'),
+    'path': ('path', 'required without teacher', 'a checkpoint instead, of a network of the same family'),
+    'param_key': ('text', 'the first that is there', 'state dict in that file'),
+}
 TAIL = ('conv_before_upsample.', 'upsample.', 'conv_up1.', 'conv_up2.', 'conv_hr.', 'conv_last.')
 
 
@@ -171,7 +177,7 @@ def start_from_teacher(student: nn.Module, opt: Mapping[str, Any], teachers: Map
     Raises ValueError (FileNotFoundError for a missing file) that names the option.
     """
     where = 'train.init_from_teacher'
-    require_known_keys(opt, ('teacher', 'path', 'param_key'), where)
+    require_known_keys(opt, INIT_KEYS, where)
     if ('teacher' in opt) == ('path' in opt) or set(opt) == {'teacher', 'param_key'}:
         raise ValueError(f'{where} wants either teacher: <name> or path: <checkpoint> (with param_key): {dict(opt)}')
     try:

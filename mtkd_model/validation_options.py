@@ -7,10 +7,30 @@ from typing import Any
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from mtkd.checks import lookup, require_keys, require_known_keys
-from mtkd_model.validation import DEVICE_METRICS
+from mtkd_model.validation import DEVICE_METRICS, KEPT_BYTES, TILE_OVERLAP
 
-VAL_KEYS = ('val_freq', 'save_img', 'suffix', 'metrics', 'pbar', 'tile', 'tile_overlap', 'keep_images')
-METRIC_KEYS = ('type', 'crop_border', 'test_y_channel', 'input_order', 'better')
+# key: (type, default, meaning); docs/options.md is written from these tables
+VAL_KEYS = {
+    'val_freq': ('whole number', 'required in training', 'iterations from one validation to the next'),
+    'save_img': ('true or false', 'required', 'write the images below visualization/'),
+    'suffix': ('text', 'the name of the run', 'at the end of the names of saved images, in testing'),
+    'metrics': ('mapping', 'null', 'named metrics, see below'),
+    'pbar': ('true or false', 'shown in a terminal', 'the progress bar'),
+    'tile': ('whole number', '0', 'side of the tiles in LR pixels; 0 for whole images'),
+    'tile_overlap': ('whole number', str(TILE_OVERLAP), 'LR pixels that a tile sees around itself'),
+    'keep_images': (
+        'true or false',
+        'true',
+        f'decoded images stay on the device between validations, up to {KEPT_BYTES // 2**30} GiB for each set',
+    ),
+}
+METRIC_KEYS = {
+    'type': ('text', 'required', f'{" and ".join(DEVICE_METRICS)} run on the device; any other of BasicSR on the host'),
+    'crop_border': ('whole number', 'required', 'pixels left out at each side; the scale is usual'),
+    'test_y_channel': ('true or false', 'false', 'on Y of YCbCr instead of RGB'),
+    'input_order': ('HWC', 'HWC', 'for files of BasicSR that say it'),
+    'better': ('higher or lower', 'higher', 'which value is the best so far'),
+}
 
 
 def check_validation(opt: Mapping[str, Any]) -> None:

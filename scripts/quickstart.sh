@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a distilled student: installs, prepares photographs, trains three small teachers, their aggregator,
-# a student with MTKD and the same student without, then writes results/quickstart/{table.md,comparison.png,curves.png}.
+# From nothing to a distilled student: installs, prepares photographs, lets the networks that ship teach a student with
+# MTKD, trains the same student without them, then writes results/quickstart/{table.md,comparison.png,curves.png}; and
+# set5.md if datasets/Set5 is there.
 # usage: bash scripts/quickstart.sh [--smoke]     --smoke: a few steps each, to see that everything runs
 set -euo pipefail
 
@@ -16,29 +17,58 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 cd "$ROOT"
 python -c 'import skimage' 2>/dev/null || python -m pip install --quiet scikit-image
 
-python scripts/quickstart_photos.py --out datasets/quickstart
-
+OUT=results/quickstart
+OPTIONS=options/quickstart
+PHOTOS=datasets/quickstart
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"   # one GPU is enough here; without one, the CPU serves
 started=$SECONDS
 step=0
-train() {
+steps=3
+[ -e "$OPTIONS/train_aggregator.yml" ] && steps=5
+mkdir -p "$OUT"
+
+# run NAME COMMAND...: its output in NAME.log, one line here
+run() {
     step=$((step + 1))
-    local name=$1 log="results/quickstart/$1.log" force=()
+    local name=$1 log="$OUT/$1.log" begun=$SECONDS
+    shift
+    printf '[%s/%s] %-18s ' "$step" "$steps" "$name"
+    "$@" >"$log" 2>&1 || { echo "failed; the end of $log:"; tail -n 15 "$log"; exit 1; }
+    printf '%4d s' "$((SECONDS - begun))"
+    local psnr
+    psnr=$(grep -oP '# psnr: \K[0-9.]+' "$log" | tail -n 1) && printf '   PSNR-Y %s dB' "$psnr"
+    echo
+}
+
+train() {
+    local force=()
     if [ "$LENGTH" = smoke ]; then
         force=(--force_yml train:total_iter=6 val:val_freq=3 logger:print_freq=1 logger:save_checkpoint_freq=6)
     fi
-    mkdir -p results/quickstart
-    printf '[%s/6] %-20s ' "$step" "$name"
-    local begun=$SECONDS
-    # one GPU is enough here; without one, the CPU serves
-    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" \
-        python basicsr/train.py -opt "options/quickstart/train_$name.yml" "${force[@]}" >"$log" 2>&1 ||
-        { echo "failed; the end of $log:"; tail -n 15 "$log"; exit 1; }
-    printf '%4d s   PSNR-Y %s dB\n' "$((SECONDS - begun))" "$(grep -oP '# psnr: \K[0-9.]+' "$log" | tail -n 1)"
+    run "$1" python basicsr/train.py -opt "$OPTIONS/train_$1.yml" "${force[@]}"
 }
 
-for name in teacher_edsr teacher_rcan teacher_swinir aggregator mtkd scratch; do
-    train "$name"
-done
-echo "trained in $((SECONDS - started)) s"
+# what the teachers make of the photographs, for the option file of that name; made anew, as it takes seconds
+cache() {
+    local folder
+    folder=$(grep -oP 'dataroot_cache: \K\S+' "$OPTIONS/train_$1.yml")
+    rm -rf "$folder" "$folder.partial"
+    run "teachers_of_$1" python scripts/cache_teachers.py -opt "$OPTIONS/train_$1.yml"
+}
 
-python scripts/quickstart_report.py --out results/quickstart
+python scripts/quickstart_photos.py --out "$PHOTOS"
+for name in aggregator mtkd; do
+    if [ -e "$OPTIONS/train_$name.yml" ]; then
+        cache "$name"
+        train "$name"
+    fi
+done
+train scratch
+
+python scripts/quickstart_report.py --out "$OUT"
+if [ -d datasets/Set5/LRbicx4 ]; then
+    python scripts/evaluate.py bicubic "student, scratch=$OPTIONS/train_scratch.yml" "student, MTKD=$OPTIONS/train_mtkd.yml" \
+        "teacher target=$OPTIONS/train_mtkd.yml:target" --set datasets/Set5 --repeats 0 --out "$OUT/set5.md"
+    cat "$OUT/set5.md"
+fi
+echo "$((SECONDS - started)) s after installation"

@@ -1,9 +1,11 @@
 """Makes the quickstart's data from photographs that ship inside scikit-image: nothing is downloaded.
 
-Most are for training; three are held out for validation. Exit code 0 when the data are there, 2 on an error.
+Most are for training; three are held out for validation. Whole images, so that teachers see what is around a patch, in
+PNG that crops are cut out of without decoding. Exit code 0 when the data are there, 2 on an error.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -36,14 +38,22 @@ def export_photos(names: tuple[str, ...], folder: Path) -> None:
         cv2.imwrite(str(folder / f'{path.stem}.png'), image)
 
 
+def holds_sub_images(folder: Path) -> bool:
+    """Whether a data set was cut into pieces when it was made."""
+    return bool(json.loads((folder / 'dataset.json').read_text())['settings']['sub_image'])
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('datasets/quickstart'), help='default: %(default)s')
     out = parser.parse_args(argv).out
-    jobs = (('train', TRAIN, ['--sub-image', '240', '--step', '120', '--small', 'keep', '--format', 'lmdb']),
-            ('val', VALIDATION, ['--sub-image', '0', '--format', 'disk']))  # fmt: skip
+    jobs = (('train', TRAIN, ['--format', 'lmdb', '--compression-level', '0', '--min-side', '96']),
+            ('val', VALIDATION, ['--format', 'disk']))  # fmt: skip
     for part, names, options in jobs:
         if (out / part / 'dataset.json').is_file():
+            if holds_sub_images(out / part):
+                print(f'error: {out / part} holds sub-images: made by another version, delete it', file=sys.stderr)
+                return 2
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -51,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
             except FileNotFoundError as error:
                 print(f'error: {error}', file=sys.stderr)
                 return 2
-            code = prepare(['--hr', f'{folder}/{part}', '--out', str(out / part), '--scale', '4', *options])
+            code = prepare(
+                ['--hr', f'{folder}/{part}', '--out', str(out / part), '--scale', '4', '--sub-image', '0', *options]
+            )
         if code:
             return code
     return 0

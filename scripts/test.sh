@@ -8,4 +8,5 @@ ruff format --check .
 ruff check .
 python scripts/make_options.py --check
 python scripts/make_method_table.py --check
+python scripts/make_options_reference.py --check
 python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=10 "$@"

@@ -206,6 +206,117 @@ def test_a_small_image_is_refused_kept_whole_or_skipped(hr, tmp_path, capsys):
     assert not any(key.startswith('img2') for key in stored(tmp_path / 'skipped')['GT.lmdb'])
 
 
+@pytest.fixture
+def two(hr, tmp_path):
+    """The images of ``hr`` in two folders, ``first`` with img0 and img2, ``second`` with img1."""
+    for folder, names in (('first', ('img0', 'img2')), ('second', ('img1',))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            shutil.copy(hr / f'{name}.png', tmp_path / folder)
+    return tmp_path / 'first', tmp_path / 'second'
+
+
+def run_on(folders: list[Path], out: Path, *arguments: str) -> int:
+    return prepare.main(
+        ['--hr', *map(str, folders), '--out', str(out), '--sub-image', '0', '--workers', '1', *arguments]
+    )
+
+
+def test_several_folders_make_what_one_with_all_their_images_makes(hr, two, tmp_path):
+    assert run(hr, tmp_path / 'one', '--sub-image', '0') == 0
+    for index, folders in enumerate((two, reversed(two))):
+        assert run_on(list(folders), tmp_path / f'several{index}') == 0
+        several, one = stored(tmp_path / f'several{index}'), stored(tmp_path / 'one')
+        for name in ('GT.lmdb', 'LRbicx4.lmdb'):
+            assert several[name] == one[name]
+            assert several['texts'][name] == one['texts'][name]
+
+
+def test_dataset_json_tells_from_which_folder_each_image_came(two, tmp_path):
+    assert run_on(list(two), tmp_path / 'out') == 0
+    record = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
+    assert record['folders'] == ['first', 'second']
+    assert {key: source['folder'] for key, source in record['sources'].items()} == {'img0': 0, 'img1': 1, 'img2': 0}
+
+
+def test_a_name_in_two_folders_is_refused_with_both_paths(two, tmp_path, capsys):
+    write(two[1] / 'img0.jpg', noise(48, 48))
+    before = set(tmp_path.iterdir())
+    assert run_on(list(two), tmp_path / 'out') == 2
+    error = capsys.readouterr().err
+    assert str(two[0] / 'img0.png') in error
+    assert str(two[1] / 'img0.jpg') in error
+    assert "two files with the key 'img0'" in error
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_folder_named_twice_or_one_with_out_in_it_is_refused(two, tmp_path, capsys):
+    assert run_on([two[0], two[1], tmp_path / 'second/../first'], tmp_path / 'out') == 2
+    assert 'the folder is named twice' in capsys.readouterr().err
+    assert run_on(list(two), two[1] / 'out') == 2
+    assert f'lies inside the folder of the HR images, {two[1]}' in capsys.readouterr().err
+
+
+def stop_at_once(monkeypatch, function, *arguments):
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, '_fill', lambda *_: exec('raise OSError("stopped")'))
+        assert function(*arguments) == 2
+
+
+def test_an_unfinished_run_is_not_resumed_with_other_folders(hr, two, tmp_path, capsys, monkeypatch):
+    stop_at_once(monkeypatch, run_on, list(two), tmp_path / 'out')
+    assert run_on([hr], tmp_path / 'out') == 2
+    assert "another value of 'folders'" in capsys.readouterr().err
+    assert run_on([two[1], two[0]], tmp_path / 'out') == 2
+    assert "another value of 'folders'" in capsys.readouterr().err
+    assert run_on(list(two), tmp_path / 'out') == 0
+
+
+def test_a_run_begun_before_there_were_several_folders_is_resumed_and_verified(hr, tmp_path, monkeypatch):
+    stop_at_once(monkeypatch, run, hr, tmp_path / 'out', '--sub-image', '0')
+    record = json.loads((tmp_path / 'out.partial/dataset.json').read_text())
+    del record['folders'], record['left_out'], record['settings']['min_side']
+    for source in record['sources'].values():
+        del source['folder']
+    (tmp_path / 'out.partial/dataset.json').write_text(json.dumps(record))
+    assert run(hr, tmp_path / 'out', '--sub-image', '0') == 0
+    (tmp_path / 'out/dataset.json').write_text(json.dumps(record))
+    data = ['--gt', str(tmp_path / 'out/GT.lmdb'), '--lq', str(tmp_path / 'out/LRbicx4.lmdb'), '--scale', '4']
+    assert verify.main(data) == 0
+
+
+def test_images_below_the_smallest_side_are_left_out_and_named(hr, tmp_path, capsys):
+    # 50x62, 48x48, 77x40: after the crop to multiples of 4 the shorter sides are 48, 48, 40
+    assert run(hr, tmp_path / 'out', '--sub-image', '0', '--min-side', '48') == 0
+    assert '1 left out, smaller than min-side 48: img2 (76x40)' in capsys.readouterr().out
+    assert sorted(stored(tmp_path / 'out')['GT.lmdb']) == ['img0', 'img1']
+    record = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert (record['counts'], record['left_out']) == ({'sources': 2, 'images': 2}, {'img2': [76, 40]})
+    data = ['--gt', str(tmp_path / 'out/GT.lmdb'), '--lq', str(tmp_path / 'out/LRbicx4.lmdb'), '--scale', '4']
+    assert verify.main(data) == 0
+
+
+def test_only_the_first_of_many_left_out_are_named(tmp_path, capsys):
+    for index in range(5):
+        write(tmp_path / 'hr' / f'small{index}.png', noise(12, 20 + 4 * index))
+    write(tmp_path / 'hr/large.png', noise(20, 20))
+    assert run(tmp_path / 'hr', tmp_path / 'out', '--sub-image', '0', '--min-side', '16') == 0
+    shown = 'small0 (12x20), small1 (12x24), small2 (12x28) and 2 more'
+    assert f'5 left out, smaller than min-side 16: {shown}' in capsys.readouterr().out
+
+
+def test_an_image_that_is_left_out_need_not_fill_a_sub_image_nor_the_scales(hr, tmp_path):
+    write(hr / 'dot.png', noise(3, 30))
+    size = ('--sub-image', '48', '--step', '48', '--min-side', '44')
+    assert run(hr, tmp_path / 'out', *size) == 0
+    assert {key.partition('_')[0] for key in stored(tmp_path / 'out')['GT.lmdb']} == {'img0', 'img1'}
+
+
+def test_a_smallest_side_that_leaves_nothing_is_refused(hr, tmp_path, capsys):
+    assert_refused(hr, tmp_path / 'out', capsys, 'every image is below min-side 49', '--min-side', '49')
+    assert_refused(hr, tmp_path / 'out', capsys, 'min-side must not be negative', '--min-side', '-4')
+
+
 def test_the_lmdb_grows_when_its_map_is_full(tmp_path):
     writer = LmdbWriter(tmp_path / 'grown.lmdb', map_size=2**16)
     values = {f'key{index}': noise(100, 100, index).tobytes() for index in range(40)}

@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.metrics.psnr_ssim import calculate_psnr
+from basicsr.utils import img2tensor, tensor2img
 from conftest import build_arch, small_network, write_option
 from torch import Tensor, nn
 
 from mtkd_arch.frozen_network import forward_padded
-from mtkd_arch.weights import load_weights, read_weights
-from mtkd_eval import exporting
+from mtkd_arch.weights import load_weights, read_metadata, read_weights
+from mtkd_eval import exporting, stored
 from mtkd_eval.export import main as export
 from mtkd_eval.exportable import ExportableNetwork, is_mergeable
 from mtkd_eval.exporting import Exported, difference, export_network
@@ -212,6 +214,40 @@ def test_weights_too_large_for_half_are_refused(tmp_path):
     loaded.network.conv_first.weight[0, 0, 0, 0] = 1e6
     with pytest.raises(ValueError, match=r'conv_first.weight does not fit into float16 .*without --half'):
         export_network(loaded, ['safetensors'], half=True)
+
+
+def test_half_is_measured_on_test_sets_and_the_file_keeps_their_psnr(checkpoint, data, tmp_path, capsys):
+    arguments = [*checkpoint, '--format', 'safetensors', '--half', '--set', str(data / 'val')]
+    assert export(arguments) == 0
+    path = tmp_path / 'out/student.safetensors'
+    rounded = build_arch(NETWORKS['edsr_x4']).eval()
+    load_weights(rounded, {name: value.float() for name, value in read_weights(path).items()}, True, 'test')
+    values = []
+    for gt_file in sorted((data / 'val/GT').iterdir()):
+        gt, lq = cv2.imread(str(gt_file)), cv2.imread(str(data / 'val/LRbicx4' / gt_file.name))
+        with torch.no_grad():
+            output = rounded(img2tensor(lq / np.float32(255))[None])
+        values.append(calculate_psnr(tensor2img(output[0]), gt, crop_border=4, test_y_channel=True))
+    kept = read_metadata(path)['psnr_y']
+    assert kept == {'val': pytest.approx(np.mean(values), abs=1e-3)}  # 8-bit values on the edge of rounding
+    told = capsys.readouterr().out
+    assert f'as stored: val {kept["val"]:.2f} dB (loses ' in told
+    card = (tmp_path / 'out/student.md').read_text()
+    assert f'| val | {kept["val"]:.2f} |' in card
+    assert 'no evaluation of these weights was given' not in card
+
+
+def test_half_that_loses_too_much_is_refused_and_nothing_written(checkpoint, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stored, 'MOST_LOST', -100)  # even a network that gains would lose more
+    arguments = [*checkpoint, '--format', 'safetensors', '--half', '--set', str(data / 'val')]
+    assert export(arguments) == 2
+    assert re.search(r'student as float16 loses -?0\.\d{4} dB on val .*without --half', capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_test_set_without_safetensors_is_refused(checkpoint, data, capsys):
+    assert export([*checkpoint, '--format', 'torchscript', '--set', str(data / 'val')]) == 2
+    assert 'add the format safetensors' in capsys.readouterr().err
 
 
 # Refusals

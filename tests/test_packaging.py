@@ -8,11 +8,14 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+import torch
 from conftest import REPO, script_environment
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.slow
 
 NO_SOURCES = ('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'datasets', 'experiments*', 'results*', 'tb_logger*')
+STAND_IN = 'standin_x4'  # networks that ship, whichever they are, are found by their folder
 OPTION_FILES = sorted(path.relative_to(REPO / 'options').as_posix() for path in (REPO / 'options').rglob('*.yml'))
 
 REGISTRIES = """
@@ -53,6 +56,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, so that building leaves nothing behind in it."""
     tree = tmp_path_factory.mktemp('packaging') / 'tree'
     shutil.copytree(REPO, tree, ignore=shutil.ignore_patterns(*NO_SOURCES))
+    (tree / 'mtkd/pretrained').mkdir(exist_ok=True)
+    metadata = {'network': '{"type": "EDSR"}', 'scale': '4', 'psnr_y': '{"Set5": 30.125}'}
+    save_file({'weight': torch.zeros(3, 2)}, tree / f'mtkd/pretrained/{STAND_IN}.safetensors', metadata)
+    (tree / f'mtkd/pretrained/{STAND_IN}.md').write_text('# stand-in')
     return tree
 
 
@@ -111,6 +118,16 @@ def test_the_sdist_holds_what_building_and_reading_need_and_no_basicsr(sdist: Pa
     assert option_files(names, 'options') == OPTION_FILES
 
 
+def test_sdist_and_wheel_hold_every_network_that_ships_with_its_card(tree: Path, sdist: Path, wheel: Path) -> None:
+    there = sorted(path.name for path in (tree / 'mtkd/pretrained').iterdir())
+    assert {f'{STAND_IN}.safetensors', f'{STAND_IN}.md'} <= set(there)
+    assert {path.suffix for path in map(PurePosixPath, there)} <= {'.safetensors', '.md', '.json'}
+    for names in (sdist_names(sdist), wheel_names(wheel)):
+        assert sorted(path.name for path in names if path.parent == PurePosixPath('mtkd/pretrained')) == there
+    weights = {name.removesuffix('.safetensors') for name in there if name.endswith('.safetensors')}
+    assert weights <= {name.removesuffix('.md') for name in there}, 'weights without a model card'
+
+
 def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as file:
         file.extractall(tmp_path, filter='data')
@@ -131,6 +148,18 @@ def test_the_installed_wheel_shows_its_option_files(installed: Path, tmp_path: P
     shown = Path(succeed(tmp_path, '-m', 'mtkd', 'options', path=installed).strip())
     assert shown.is_relative_to(installed)
     assert (shown / 'train_mtkd_x4.yml').is_file()
+
+
+def test_the_installed_wheel_lists_and_copies_the_networks_that_ship(
+    tree: Path, installed: Path, tmp_path: Path
+) -> None:
+    folder, *shown = succeed(tmp_path, '-m', 'mtkd', 'teachers', path=installed).splitlines()
+    assert Path(folder) == installed / 'mtkd/pretrained'
+    assert [line for line in shown if line.split() == [f'{STAND_IN}.safetensors', 'EDSR', 'x4', '6', '30.12', 'dB']]
+    succeed(tmp_path, '-m', 'mtkd', 'teachers', 'mine', path=installed)
+    for path in (tree / 'mtkd/pretrained').iterdir():
+        assert (tmp_path / 'mine' / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / 'mine').iterdir())) == len(list((tree / 'mtkd/pretrained').iterdir()))
 
 
 def test_the_option_files_are_copied_to_a_new_folder_only(installed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +31,7 @@ class Settings:
     format: Literal['lmdb', 'disk'] = 'lmdb'
     grey: Literal['error', 'convert'] = 'error'
     compression_level: int = 1
+    min_side: int = 0
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) < 2 or len(set(self.scales)) < len(self.scales):
@@ -39,6 +41,8 @@ class Settings:
         if self.sub_image < 0 or self.thresh < 0 or (self.sub_image and self.step < 1):
             given = f'sub-image {self.sub_image}, step {self.step}, thresh {self.thresh}'
             raise ValueError(f'sub-image and thresh must not be negative, step must be positive, got {given}')
+        if self.min_side < 0:
+            raise ValueError(f'min-side must not be negative, got {self.min_side}')
         for what, value in (('sub-image', self.sub_image), ('step', self.step if self.sub_image else 0)):
             if value % self.mod_crop:
                 scales = ', '.join(map(str, self.scales))
@@ -62,13 +66,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Source:
-    """One HR file, as it was when it was checked; height and width after the mod-crop."""
+    """One HR file, as it was when it was checked; height and width after the mod-crop, ``folder`` counts from 0."""
 
     file: str
     sha256: str
     bytes: int
     height: int
     width: int
+    folder: int = 0
 
 
 def cut_positions(length: int, size: int, step: int, thresh: int = 0) -> list[int]:
@@ -98,41 +103,57 @@ def shrink_box(box: Box, scale: int) -> Box:
     return top, left, height, width
 
 
-def inspect_source(path: Path, settings: Settings) -> Source:
-    """Check one HR file without decoding it; raises ValueError, naming it, where it cannot be used."""
+def inspect_source(path: Path, settings: Settings, folder: int = 0) -> Source:
+    """Check one HR file without decoding it; raises ValueError, naming it, where it cannot be used.
+
+    One below `min_side` is to be left out, so what else would be too small about it does not matter.
+    """
     data = path.read_bytes()
     header = read_header(data, str(path))
     check_header(header, str(path), settings.grey)
     height, width = (side - side % settings.mod_crop for side in (header.height, header.width))
+    source = Source(path.name, hashlib.sha256(data).hexdigest(), len(data), height, width, folder)
+    if min(height, width) < settings.min_side:
+        return source
     if not height or not width:
         needed = f'{settings.mod_crop}x{settings.mod_crop}'
         raise ValueError(f'{path}: {header.height}x{header.width} is too small, these scales need {needed}: remove it')
     if settings.sub_image and min(height, width) < settings.sub_image and settings.small == 'error':
         remedy = '--small skip leaves it out, --small keep takes it whole, --sub-image takes another size'
         raise ValueError(f'{path}: {height}x{width} (after mod-crop) is below sub-image {settings.sub_image}: {remedy}')
-    return Source(path.name, hashlib.sha256(data).hexdigest(), len(data), height, width)
+    return source
 
 
-def _inspect_or_explain(path: Path, settings: Settings) -> Source | str:
+def _inspect_or_explain(path: Path, folder: int, settings: Settings) -> Source | str:
     try:
-        return inspect_source(path, settings)
+        return inspect_source(path, settings, folder)
     except ValueError as error:
         return str(error)
 
 
-def inspect_folder(folder: Path, settings: Settings, workers: int, progress: bool = True) -> dict[str, Source]:
-    """Check every HR file; raises one ValueError that names all (the first 20) which cannot be used."""
-    keyed = key_images(list_images(folder))
+def inspect_folders(
+    folders: Sequence[Path], settings: Settings, workers: int, progress: bool = True
+) -> tuple[dict[str, Source], dict[str, Source]]:
+    """Check every HR file: those to use by key, and those left out as too small.
+
+    Raises ValueError for a name that is in two folders, and one that names all (the first 20) files which cannot be
+    used.
+    """
+    placed = {path: number for number, folder in enumerate(folders) for path in list_images(folder)}
+    keyed = key_images(sorted(placed, key=lambda path: path.name))
     with ThreadPoolExecutor(workers) as pool:  # threads: reading and checksums run outside the interpreter's lock
-        found = pool.map(partial(_inspect_or_explain, settings=settings), keyed.values())
+        numbers = [placed[path] for path in keyed.values()]
+        found = pool.map(partial(_inspect_or_explain, settings=settings), keyed.values(), numbers)
         found = list(tqdm(found, 'checking', len(keyed), unit='image', disable=not progress))
     problems = [problem for problem in found if isinstance(problem, str)]
     if problems:
         raise ValueError(f'{len(problems)} of {len(found)} images cannot be used:\n  ' + list_problems(problems))
-    sources = dict(zip(keyed, found, strict=True))
+    every = dict(zip(keyed, found, strict=True))
+    sources = {key: one for key, one in every.items() if min(one.height, one.width) >= settings.min_side}
     if not any(cut_boxes(key, source.height, source.width, settings) for key, source in sources.items()):
-        raise ValueError(f'{folder}: every image is below sub-image {settings.sub_image}: nothing would be left')
-    return sources
+        bound = f'sub-image {settings.sub_image}' if sources else f'min-side {settings.min_side}'
+        raise ValueError(f'{", ".join(map(str, folders))}: every image is below {bound}: nothing would be left')
+    return sources, {key: one for key, one in every.items() if key not in sources}
 
 
 def list_problems(problems: list[str]) -> str:
@@ -141,8 +162,13 @@ def list_problems(problems: list[str]) -> str:
     return '\n  '.join(problems[:SHOWN_PROBLEMS] + ([f'... and {more} more'] if more > 0 else []))
 
 
-def describe_dataset(sources: dict[str, Source], settings: Settings) -> dict:
-    """Content of `dataset.json`: the same for the same sources and settings, however often the run was killed."""
+def describe_dataset(
+    sources: Mapping[str, Source], settings: Settings, folders: Sequence[str] = (), left_out: Mapping[str, Source] = {}
+) -> dict:
+    """Content of `dataset.json`: the same for the same sources and settings, however often the run was killed.
+
+    `folders` are names without their place, as checksums say what was in them.
+    """
     boxes = {key: cut_boxes(key, source.height, source.width, settings) for key, source in sources.items()}
     return {
         'version': LAYOUT_VERSION,
@@ -150,8 +176,17 @@ def describe_dataset(sources: dict[str, Source], settings: Settings) -> dict:
         'mod_crop': settings.mod_crop,
         'stores': settings.stores,
         'counts': {'sources': len(sources), 'images': sum(map(len, boxes.values()))},
+        'folders': list(folders),
         'sources': {key: asdict(source) | {'images': len(boxes[key])} for key, source in sources.items()},
+        'left_out': {key: [source.height, source.width] for key, source in left_out.items()},
     }
+
+
+def read_begun(record: Mapping, folders: Sequence[str]) -> dict:
+    """A `dataset.json` as it is written now: one from before several folders and `min_side` lacks these."""
+    settings = {'min_side': 0, **record.get('settings', {})}
+    sources = {key: {'folder': 0, **source} for key, source in record.get('sources', {}).items()}
+    return {'folders': list(folders)[:1], **record, 'settings': settings, 'sources': sources}
 
 
 def least_bytes(sources: dict[str, Source], settings: Settings) -> int:

@@ -1,4 +1,4 @@
-"""From a folder of HR images to a paired data set for BasicSR: mod-crop, MATLAB-bicubic LR, sub-images, LMDB or PNG.
+"""From folders of HR images to a paired data set for BasicSR: mod-crop, MATLAB-bicubic LR, sub-images, LMDB or PNG.
 
 Everything is made in `<out>.partial` and renamed to `<out>` when it is whole and on the disk. A killed run is resumed
 by the same command: a source is done when all its images are in all stores, and each source is committed as one.
@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -30,13 +30,15 @@ from mtkd_data.preparation.plan import (
     Source,
     cut_boxes,
     describe_dataset,
-    inspect_folder,
+    inspect_folders,
     least_bytes,
+    read_begun,
     shrink_box,
 )
 
 COMMIT_SECONDS = 0.5  # a kill costs this much finished work, and what the workers hold
 COMMIT_BYTES = 64 * 2**20
+SHOWN_LEFT_OUT = 3
 
 
 def make_pairs(image: np.ndarray, key: str, settings: Settings) -> dict[str, dict[str, bytes]]:
@@ -65,31 +67,46 @@ def check_room(folder: Path, out: Path, needed: int) -> None:
         )
 
 
-def prepare_dataset(hr: Path, out: Path, settings: Settings, workers: int = 1, progress: bool = True) -> dict:
+def prepare_dataset(
+    hr: Path | Sequence[Path], out: Path, settings: Settings, workers: int = 1, progress: bool = True
+) -> dict:
     """Make the data set `out` from the images in `hr`, or finish what a killed run began; returns its description.
+
+    `hr` is a folder or several, over which the names of the images are unique.
 
     Raises FileExistsError for an existing `out` or a `.partial` folder made otherwise, and whatever the checks of the
     sources raise, before anything is written.
     """
     if out.exists():
         raise FileExistsError(f'{out}: exists already: delete it or choose another --out')
-    if out.resolve().is_relative_to(hr.resolve()):
-        raise ValueError(f'{out}: lies inside the folder of the HR images, {hr}: choose another --out')
+    folders = [hr] if isinstance(hr, Path) else list(hr)
+    _check_folders(folders, out)
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
-    sources = inspect_folder(hr, settings, workers, progress)
-    description = describe_dataset(sources, settings)
+    sources, left_out = inspect_folders(folders, settings, workers, progress)
+    description = describe_dataset(sources, settings, [path.resolve().name for path in folders], left_out)
     folder = out.with_name(f'{out.name}.partial')
     check_resumable(folder, description)
     check_room(folder, out, least_bytes(sources, settings))
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder):
         write_atomically(folder / 'dataset.json', json.dumps(description, indent=1).encode('ascii'))
-        _fill(folder, hr, sources, settings, workers, progress)
+        _fill(folder, folders, sources, settings, workers, progress)
         sync_path(folder)
         os.rename(folder, out)
         sync_path(out.absolute().parent)
     return description
+
+
+def _check_folders(folders: Sequence[Path], out: Path) -> None:
+    """Raise ValueError for HR folders that are named twice, or hold `out`."""
+    if not folders:
+        raise ValueError('expected at least one folder of HR images, got none')
+    for number, path in enumerate(folders):
+        if path.resolve() in [other.resolve() for other in folders[:number]]:
+            raise ValueError(f'{path}: the folder is named twice: name it once')
+        if out.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f'{out}: lies inside the folder of the HR images, {path}: choose another --out')
 
 
 def check_resumable(folder: Path, description: dict) -> None:
@@ -97,14 +114,16 @@ def check_resumable(folder: Path, description: dict) -> None:
     if not folder.exists() or not any(path.name != '.dataset.json.partial' for path in folder.iterdir()):
         return
     record = folder / 'dataset.json'
-    begun = json.loads(record.read_text()) if record.is_file() else {}
-    for name in ('version', 'settings', 'sources'):
+    begun = read_begun(json.loads(record.read_text()) if record.is_file() else {}, description['folders'])
+    for name in ('version', 'settings', 'folders', 'sources'):
         if begun.get(name) != description[name]:
             remedy = 'repeat it as it was, or delete the folder'
             raise FileExistsError(f'{folder}: an unfinished run had another value of {name!r}: {remedy}')
 
 
-def _fill(folder: Path, hr: Path, sources: dict[str, Source], settings: Settings, workers: int, progress: bool) -> None:
+def _fill(
+    folder: Path, hr: Sequence[Path], sources: dict[str, Source], settings: Settings, workers: int, progress: bool
+) -> None:
     """Make what is missing in the stores of `folder`, then finish them."""
     writer_type = LmdbWriter if settings.format == 'lmdb' else FolderWriter
     boxes = {key: cut_boxes(key, source.height, source.width, settings) for key, source in sources.items()}
@@ -113,7 +132,7 @@ def _fill(folder: Path, hr: Path, sources: dict[str, Source], settings: Settings
         missing = [
             key for key in sources if any(name not in writer for writer in writers.values() for name in boxes[key])
         ]
-        tasks = ((hr / sources[key].file, key, sources[key].sha256, settings) for key in missing)
+        tasks = ((hr[one.folder] / one.file, key, one.sha256, settings) for key in missing for one in (sources[key],))
         bar = tqdm(
             total=len(sources), initial=len(sources) - len(missing), desc='making', unit='image', disable=not progress
         )
@@ -157,19 +176,28 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Make a paired super-resolution data set for BasicSR: GT and MATLAB-bicubic LR, whole or in\n'
         'sub-images, as LMDB or folders. A killed run is finished by the same command.',
-        epilog='example:\n  python scripts/prepare_data.py --hr DIV2K_train_HR --out datasets/DIV2K --scale 2 3 4\n'
+        epilog='examples:\n  python scripts/prepare_data.py --hr DIV2K_train_HR --out datasets/DIV2K --scale 2 3 4\n'
         'writes datasets/DIV2K/{GT,LRbicx2,LRbicx3,LRbicx4}.lmdb and dataset.json\n'
+        '  python scripts/prepare_data.py --hr BSDS400 T91 --out datasets/BSDS400_T91 --sub-image 0 --min-side 96\n'
         'exit code: 0 done, 2 refused or failed, 130 interrupted',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('--hr', type=Path, required=True, help='folder of HR images: 8-bit RGB PNG, JPEG or BMP, no dots in the names')
+    add(
+        '--hr',
+        type=Path,
+        nargs='+',
+        required=True,
+        metavar='FOLDER',
+        help='one or more folders of HR images: 8-bit RGB PNG, JPEG or BMP, no dots in the names, no name twice',
+    )
     add('--out', type=Path, required=True, help='folder to make; must not exist')
     add('--scale', type=int, nargs='+', default=[4], help='one or more scales, sharing one GT (default: 4)')
     add('--sub-image', type=int, default=480, help='side of the HR sub-images, 0 for whole images (default: 480)')
     add('--step', type=int, default=240, help='distance of the HR sub-images (default: 240)')
     add('--thresh', type=int, default=0, help='rest at the border that earns no sub-image of its own (default: 0)')
     add('--small', choices=('error', 'keep', 'skip'), default='error', help='images below the sub-image size')
+    add('--min-side', type=int, default=0, help='leave out images with a side below this, in HR pixels (default: 0)')
     add('--format', choices=('lmdb', 'disk'), default='lmdb', help='LMDB, or folders of PNG files (default: lmdb)')
     add('--grey', choices=('error', 'convert'), default='error', help='grey images: refuse, or repeat the channel')
     add(
@@ -197,4 +225,13 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     counts, stores = description['counts'], ', '.join(description['stores'])
     print(f'{out}: {counts["images"]} images from {counts["sources"]} sources in each of {stores}')
+    if description['left_out']:
+        print(describe_left_out(description['left_out'], given['min_side']))
     return 0
+
+
+def describe_left_out(left_out: Mapping[str, Sequence[int]], min_side: int) -> str:
+    """Which images were too small, by the first names."""
+    names = [f'{key} ({height}x{width})' for key, (height, width) in left_out.items()]
+    more = f' and {len(names) - SHOWN_LEFT_OUT} more' if len(names) > SHOWN_LEFT_OUT else ''
+    return f'{len(names)} left out, smaller than min-side {min_side}: {", ".join(names[:SHOWN_LEFT_OUT])}{more}'

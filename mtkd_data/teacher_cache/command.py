@@ -16,6 +16,7 @@ from basicsr.utils.options import ordered_yaml
 from tqdm import tqdm
 
 from mtkd_arch.frozen_network import best_dtype
+from mtkd_arch.named_network import with_named_networks
 from mtkd_data.teacher_cache.description import choose_stores, teacher_order
 from mtkd_data.teacher_cache.lq_source import LqImage, LqSource
 from mtkd_data.teacher_cache.plan import CacheSettings, describe_cache, find_complete
@@ -34,7 +35,7 @@ def read_option(path: Path) -> dict[str, Any]:
     if not isinstance(opt, Mapping):
         raise ValueError(f'{path}: expected an option file, a mapping; it holds {type(opt).__name__}')
     check_sections(opt)
-    return dict(opt)
+    return with_named_networks(opt)
 
 
 def default_out(opt: Mapping[str, Any], settings: CacheSettings) -> Path:

@@ -94,6 +94,9 @@ def compare_teachers(made: Mapping[str, Any], opt: Mapping[str, Any], stores: Se
     if not opt.get('teachers'):
         raise ValueError(f'{root} holds what teachers made, but the option file has no teachers: add its section')
     involved = involved_teachers(stores, made['inputs'], made['teachers'])
+    aggregator = opt.get('aggregator') or {}
+    if aggregator.get('path') and 'network' not in aggregator and 'target' in stores:
+        opt = {**opt, 'aggregator': _named(aggregator, made['aggregator'], 'aggregator')}
     for name in involved:
         if name not in opt['teachers']:
             raise ValueError(
@@ -119,7 +122,7 @@ def _compare_target(made: Mapping[str, Any], opt: Mapping[str, Any], root: Path)
 
 
 def _compare_network(made: Mapping[str, Any], opt: Mapping[str, Any], where: str, root: Path) -> None:
-    given = describe_network(opt, where)
+    given = describe_network(_named(opt, made, where), where)
     for item in NETWORK_ITEMS:
         if item in made and item != 'weights' and made[item] != given[item]:
             raise _differs(f'{where}.{item}', made[item], given[item], root)
@@ -134,6 +137,17 @@ def _compare_network(made: Mapping[str, Any], opt: Mapping[str, Any], where: str
     weights = sha256_of_file(path)
     if weights != made['weights']:
         raise _differs(f'the weights of {where} (SHA-256; now {path})', made['weights'], weights, root)
+
+
+def _named(opt: Mapping[str, Any], made: Mapping[str, Any] | None, where: str) -> Mapping[str, Any]:
+    """With the network that the weights file names; where the file is gone, the network of the cache will be meant."""
+    if not isinstance(opt, Mapping) or 'network' in opt or not opt.get('path'):
+        return opt
+    if not Path(opt['path']).is_file():
+        return {**opt, 'network': made['network']} if made else opt
+    from mtkd_arch.named_network import with_named_network  # here: it loads torch, and reading a cache needs none
+
+    return with_named_network(opt, where)
 
 
 def _differs(what: str, made: Any, given: Any, root: Path) -> ValueError:

@@ -15,7 +15,7 @@ NETWORKS = {
     'rcan': RCAN.format(48, 4, 5, 8, 4),
     'swinir': SWINIR.format(4, 24, '[4, 4, 4]', 64, '[4, 4, 4]', 'pixelshuffledirect'),
 }
-ITERATIONS = {'edsr': 9000, 'rcan': 9000, 'swinir': 7000}
+ITERATIONS = {'edsr': 9000, 'rcan': 8000, 'swinir': 6000}
 HALVED = '    type: MultiStepLR\n    milestones: ~\n    gamma: 0.5\n'
 COSINE = '    type: CosineAnnealingRestartLR\n    periods: [{}]\n    restart_weights: [1]\n    eta_min: 0.000001\n'
 

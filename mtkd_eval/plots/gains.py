@@ -1,0 +1,139 @@
+"""Gains over a reference with their confidence intervals, a panel per student."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mtkd.checks import require_keys, require_known_keys
+from mtkd_eval.plots.style import COLOURS, GREY, LARGE, NORMAL, SMALL, new_figure, styled
+from mtkd_eval.plots.text import signed, width_of
+
+ROW_KEYS = ('student', 'method', 'mean', 'low', 'high', 'n')
+BETTER, WORSE = COLOURS[0], COLOURS[1]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Mean gain in dB of one method with the ends of its interval, from ``n`` paired differences."""
+
+    student: str
+    method: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Gains:
+    """All rows, and in words what they were compared with, on what, and what the interval is."""
+
+    rows: tuple[Gain, ...]
+    reference: str
+    test_sets: str
+    interval: str
+
+    def by_student(self) -> dict[str, list[Gain]]:
+        """The rows of each student, the largest gain first."""
+        students = dict.fromkeys(row.student for row in self.rows)
+        ordered = sorted(self.rows, key=lambda row: -row.mean)
+        return {student: [row for row in ordered if row.student == student] for student in students}
+
+
+def read_gains(path: Path) -> Gains:
+    """The key ``gains`` of a JSON file, a list of rows, with ``reference``, ``test_sets`` and ``interval`` beside it.
+
+    Raises FileNotFoundError, or ValueError naming the row for whatever is missing, unknown or no number.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'no such file: {path}')
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path}: cannot be read as JSON: {error}') from error
+    rows = content.get('gains') if isinstance(content, Mapping) else None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: expected a list of rows under the key 'gains'")
+    require_keys(content, ('reference', 'test_sets', 'interval'), str(path))
+    gains = tuple(_gain(row, f'{path}: gains.{index}') for index, row in enumerate(rows))
+    for index, row in enumerate(gains):
+        if any((row.student, row.method) == (other.student, other.method) for other in gains[:index]):
+            raise ValueError(f'{path}: gains.{index}: a second row of {row.student}, {row.method}')
+    return Gains(gains, *(str(content[key]) for key in ('reference', 'test_sets', 'interval')))
+
+
+def _gain(row: Any, where: str) -> Gain:
+    require_known_keys(row, ROW_KEYS, where)
+    require_keys(row, ROW_KEYS, where)
+    values = [row[key] for key in ('mean', 'low', 'high')]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise ValueError(f'{where}: expected numbers of dB as mean, low and high, got {values}')
+    if not row['low'] <= row['mean'] <= row['high']:
+        raise ValueError(f'{where}: expected low <= mean <= high, got {row["low"]}, {row["mean"]}, {row["high"]}')
+    return Gain(**row)
+
+
+@styled
+def draw_gains(gains: Gains, title: str = '', dpi: int = 150) -> Figure:
+    """A row per method, sorted by mean, with its interval and the value in figures; the zero line is the reference.
+
+    Full circles: the interval lies above zero; crosses: below; hollow ones: it holds zero. All panels share one axis.
+    """
+    students = gains.by_student()
+    rows = max(map(len, students.values()))
+    names = max(width_of(row.method, NORMAL) for row in gains.rows)
+    figures = max(width_of(_figures(row, False), SMALL) for row in gains.rows)
+    width = len(students) * (names + figures + 2.2)
+    figure = new_figure(max(width, 4.8), 0.24 * rows + 1.15 + 0.3 * bool(title), dpi)
+    figure.get_layout_engine().set(w_pad=0.1)
+    axes = figure.subplots(1, len(students), squeeze=False, sharex=True)[0]
+    for panel, (student, found) in zip(axes, students.items(), strict=True):
+        _draw_panel(panel, student, found, rows)
+    low, high = min(0, *(row.low for row in gains.rows)), max(0, *(row.high for row in gains.rows))
+    reach = max(high - low, 0.01)
+    axes[0].xaxis.set_major_locator(MaxNLocator(5))
+    axes[0].set_xlim(low - 0.06 * reach, high + 0.06 * reach)
+    figure.supxlabel(
+        f'gain in PSNR-Y over {gains.reference} (dB), {gains.test_sets}; {gains.interval}', fontsize=NORMAL
+    )
+    if title:
+        figure.suptitle(title, fontsize=LARGE)
+    return figure
+
+
+def _draw_panel(panel: Axes, student: str, rows: Sequence[Gain], height: int) -> None:
+    counts = {row.n for row in rows}
+    panel.set_title(student + (f' (n = {rows[0].n})' if len(counts) == 1 else ''))
+    panel.axvline(0, color='black', linewidth=1)
+    for place, row in enumerate(rows):
+        colour, marker, face = _look(row)
+        panel.plot([row.low, row.high], [place, place], color=colour, linewidth=1.8, solid_capstyle='butt')
+        panel.plot(row.mean, place, marker, color=colour, markerfacecolor=face, markersize=6, markeredgewidth=1.5)
+        panel.annotate(
+            _figures(row, len(counts) > 1), (1, place), (4, 0), ('axes fraction', 'data'), 'offset points',
+            va='center', fontsize=SMALL, annotation_clip=False,
+        )  # fmt: skip
+    panel.set_yticks(range(len(rows)), [row.method for row in rows], fontsize=NORMAL)
+    panel.set_ylim(height - 0.4, -0.6)
+    panel.tick_params(axis='y', length=0)
+    panel.spines['left'].set_visible(False)
+    panel.grid(axis='x')
+
+
+def _look(row: Gain) -> tuple[str, str, str]:
+    """Colour, marker and its filling."""
+    if row.low > 0:
+        return BETTER, 'o', BETTER
+    return (WORSE, 'X', WORSE) if row.high < 0 else (GREY, 'o', 'white')
+
+
+def _figures(row: Gain, with_n: bool) -> str:
+    text = f'{signed(row.mean)} [{signed(row.low)}, {signed(row.high)}]'
+    return f'{text}, n = {row.n}' if with_n else text

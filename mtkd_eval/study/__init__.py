@@ -1,0 +1,1 @@
+"""Studies: many trainings from one grid file, resumable, and what their figures say."""

@@ -1,0 +1,239 @@
+"""A study's grid file: students x methods x seeds over one base option, and what has to be trained before them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtkd.checks import nearest, require_keys, require_known_keys
+from mtkd_eval.experiments import read_option
+from mtkd_eval.study.overlay import filled_in, overlaid, references
+
+KEYS = (
+    'name', 'title', 'scale', 'iterations', 'seeds', 'reference', 'test_sets', 'prepare', 'base', 'trained', 'caches',
+    'students', 'methods', 'wall_clock', 'networks', 'questions',
+)  # fmt: skip
+REQUIRED = ('name', 'scale', 'iterations', 'seeds', 'test_sets', 'base', 'students', 'methods')
+PART_KEYS = {
+    'trained': ('title', 'cache', 'iterations', 'seed', 'options'),
+    'caches': ('options', 'stores', 'self_ensemble'),
+    'students': ('title', 'options', 'iterations', 'seeds'),
+    'methods': ('title', 'note', 'extends', 'cache', 'students', 'seeds', 'options', 'for_student'),
+    'wall_clock': ('like', 'students', 'methods', 'seeds'),
+    'questions': ('method', 'best_of', 'students'),
+}
+CACHE_PART = re.compile(r'(?P<cache>[^:]+):(target|teachers\..+)')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its place in the grid, its option (without ``name``) and the caches and networks it needs."""
+
+    name: str
+    options: Mapping[str, Any]
+    iterations: int
+    seed: int
+    cache: str | None = None
+    needs: tuple[str, ...] = ()  # names of trained networks
+    basis: str = ''  # what cache and networks are made of
+    student: str | None = None  # None: a network that others need
+    method: str | None = None
+    clock: bool = False  # given the time of another method instead of its steps
+
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the result."""
+        return _digest([self.options, self.iterations, self.seed, self.cache, self.basis])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file, checked."""
+
+    path: Path
+    sections: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # with what they extend
+
+    def __getattr__(self, name: str) -> Any:
+        if name in KEYS:
+            return self.sections.get(name) or {}
+        raise AttributeError(name)
+
+
+def read_grid(path: Path) -> Grid:
+    """Read and check a grid file. Raises FileNotFoundError, or ValueError naming the key that does not fit."""
+    sections = read_option(path)
+    require_known_keys(sections, KEYS, str(path))
+    require_keys(sections, REQUIRED, str(path))
+    for section, known in PART_KEYS.items():
+        parts = sections.get(section) or {}
+        if not isinstance(parts, Mapping):
+            raise ValueError(f'{path}: {section} should be a mapping; it is {parts!r}')
+        for name, part in {'': parts}.items() if section == 'wall_clock' else parts.items():
+            require_known_keys(part or {}, known, f'{path}: {section}.{name}'.rstrip('.'))
+    for key, value in (('seeds', sections['seeds']), ('test_sets', sections['test_sets'])):
+        if not isinstance(value, list) or not value:
+            raise ValueError(f'{path}: {key} should be a list of at least one; it is {value!r}')
+    methods = {name: _extended(sections['methods'], name, path) for name in sections['methods']}
+    grid = Grid(path, sections, methods)
+    _check_references(grid)
+    return grid
+
+
+def _extended(methods: Mapping[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in seen:
+        raise ValueError(f'{path}: methods.{name} extends itself: {" -> ".join((*seen, name))}')
+    own = dict(methods[name] or {})
+    other = own.pop('extends', None)
+    if other is None:
+        return own
+    if other not in methods:
+        raise ValueError(f"{path}: methods.{name} extends '{other}': {nearest(other, methods)}")
+    return overlaid(_extended(methods, other, path, (*seen, name)), own)
+
+
+def _check_references(grid: Grid) -> None:
+    def check(name: Any, known: Mapping[str, Any] | Sequence[str], where: str) -> None:
+        if name is not None and name not in known:
+            raise ValueError(f"{grid.path}: {where}: no '{name}': {nearest(name, known)}There are: {', '.join(known)}")
+
+    check(grid.reference or None, grid.methods, 'reference')
+    for name, method in grid.methods.items():
+        check(method.get('cache'), grid.caches, f'methods.{name}.cache')
+        for student in (*method.get('students', ()), *method.get('for_student', ())):
+            check(student, grid.students, f'methods.{name}: student')
+    for name, part in grid.trained.items():
+        check(part.get('cache'), grid.caches, f'trained.{name}.cache')
+    for section in ('base', 'trained', 'caches', 'students', 'methods'):
+        for name in references(grid.sections.get(section)):
+            check(name, grid.trained, f'{section}: @{name}')
+    for key, known in (('students', grid.students), ('methods', grid.methods)):
+        for name in grid.wall_clock.get(key, ()):
+            check(name, known, f'wall_clock.{key}')
+    check(grid.wall_clock.get('like'), grid.methods, 'wall_clock.like')
+    for title, question in grid.questions.items():
+        require_keys(question, ('method', 'best_of'), f'{grid.path}: questions.{title}')
+        for name in (question['method'], *question['best_of']):
+            check(name, grid.methods, f'questions.{title}')
+    for title, part in grid.networks.items():
+        found = CACHE_PART.fullmatch(str(part))
+        if not found:
+            raise ValueError(
+                f'{grid.path}: networks.{title}: expected CACHE:target or CACHE:teachers.NAME, got {part!r}'
+            )
+        check(found['cache'], grid.caches, f'networks.{title}')
+
+
+def shortened(grid: Grid, iterations: int) -> Grid:
+    """The same grid at a length and with one seed that show whether everything runs."""
+
+    def short(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in part.items() if key not in ('iterations', 'seeds')}
+
+    sections = {**grid.sections, 'iterations': iterations, 'seeds': grid.seeds[:1]}
+    sections |= {
+        key: {name: short(part or {}) for name, part in grid.sections[key].items()}
+        for key in ('trained', 'students') if key in grid.sections
+    }  # fmt: skip
+    if grid.wall_clock:
+        sections['wall_clock'] = short(grid.wall_clock)
+    return Grid(grid.path, sections, {name: short(part) for name, part in grid.methods.items()})
+
+
+def trained_runs(grid: Grid) -> dict[str, Run]:
+    """The networks that others need, in the order of the file."""
+    runs = {}
+    for name, part in grid.trained.items():
+        options = overlaid(grid.base, _cache_options(grid, part.get('cache')), part.get('options'))
+        iterations = part.get('iterations', grid.iterations)
+        cache = part.get('cache')
+        needs = _needs(grid, options, cache)
+        runs[name] = Run(name, options, iterations, part.get('seed', 0), cache, needs, _basis(grid, cache, needs, runs))
+    return runs
+
+
+def student_runs(grid: Grid) -> list[Run]:
+    """Every student with every method and seed; all of the first seed first, so that a study is soon of use."""
+    runs = []
+    for seed in grid.seeds:
+        for student, method in ((student, method) for student in grid.students for method in grid.methods):
+            part = grid.methods[method]
+            seeds = part.get('seeds') or grid.students[student].get('seeds') or grid.seeds
+            if student in part.get('students', grid.students) and seed in seeds:
+                runs.append(_student_run(grid, student, method, seed))
+    return runs
+
+
+def clock_runs(grid: Grid, step_seconds: Mapping[tuple[str, str], float]) -> list[Run]:
+    """The methods of ``wall_clock`` for as long as the method ``like`` takes.
+
+    ``step_seconds``: (student, method) -> seconds a step; pairs that are missing wait for them.
+    """
+    like = grid.wall_clock.get('like')
+    runs = []
+    for seed in grid.wall_clock.get('seeds', grid.seeds) if like else ():
+        for student in grid.wall_clock.get('students', grid.students):
+            for method in grid.wall_clock.get('methods', grid.methods):
+                pace = step_seconds.get((student, like)), step_seconds.get((student, method))
+                if method != like and None not in pace:
+                    run = _student_run(grid, student, method, seed)
+                    iterations = max(round(run.iterations * pace[0] / pace[1]), 1)
+                    runs.append(_student_run(grid, student, method, seed, iterations))
+    return runs
+
+
+def _student_run(grid: Grid, student: str, method: str, seed: int, iterations: int | None = None) -> Run:
+    part, own = grid.methods[method], grid.students[student]
+    cache = part.get('cache')
+    options = overlaid(
+        grid.base, _cache_options(grid, cache), own.get('options'), part.get('options'),
+        part.get('for_student', {}).get(student),
+    )  # fmt: skip
+    name = f'{student}-{method}-seed{seed}' + ('-clock' if iterations else '')
+    steps = iterations or own.get('iterations', grid.iterations)
+    needs = _needs(grid, options, cache)
+    basis = _basis(grid, cache, needs, trained_runs(grid))
+    return Run(name, options, steps, seed, cache, needs, basis, student, method, iterations is not None)
+
+
+def cache_options(grid: Grid, cache: str) -> dict[str, Any]:
+    """The option with which a cache is made: the base with the cache's teachers."""
+    return overlaid(grid.base, grid.caches[cache].get('options'))
+
+
+def _cache_options(grid: Grid, cache: str | None) -> Mapping[str, Any] | None:
+    """What a run takes over from its cache: the teachers, and a data set that reads it."""
+    return grid.caches[cache].get('options') if cache else None
+
+
+def _needs(grid: Grid, options: Mapping[str, Any], cache: str | None) -> tuple[str, ...]:
+    """The trained networks that a run needs, those of its cache first."""
+    wanted = references(options) | (references(cache_options(grid, cache)) if cache else set())
+    return tuple(name for name in grid.trained if name in wanted)
+
+
+def _basis(grid: Grid, cache: str | None, needs: tuple[str, ...], trained: Mapping[str, Run]) -> str:
+    made = [cache_options(grid, cache), grid.caches[cache]] if cache else []
+    return _digest([made, [trained[name].digest() for name in needs]])
+
+
+def completed(run: Run, folder: Path, name: str) -> dict[str, Any]:
+    """The option file of a run in the study's ``folder``: name, seed, lengths and paths filled in."""
+    options = filled_in(run.options, run.iterations, lambda other: str(weights_file(folder, other)))
+    options |= {'name': name, 'manual_seed': run.seed}
+    if run.cache:
+        own = {'type': 'CachedTeacherDataset', 'dataroot_cache': str(folder / 'caches' / run.cache)}
+        # not `overlaid`: the type changes, and the rest stays
+        options['datasets'] = {**options['datasets'], 'train': {**options['datasets']['train'], **own}}
+    return options
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """Where BasicSR leaves the last weights of a run of the study."""
+    return folder / 'experiments' / name / 'models' / 'net_g_latest.pth'

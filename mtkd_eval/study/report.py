@@ -1,0 +1,179 @@
+"""A study as a page: every figure from its JSON file, none typed."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from mtkd_eval.study.statistics import (
+    Interval,
+    best,
+    by_seed,
+    gain,
+    images_won,
+    overall,
+    set_mean,
+    spread,
+)
+from mtkd_eval.tables import count
+
+NONE = '–'  # noqa: RUF001  the dash of tables
+
+
+def to_markdown(study: Mapping[str, Any], level: int = 2) -> str:
+    """The tables of a study: its questions, every student, equal wall-clock time, teachers and targets."""
+    parts = [f'{"#" * level} {study["title"]}', introduction(study)]
+    head = '#' * (level + 1)
+    if study['questions']:
+        parts += [f'{head} Does it distil?', questions_table(study)]
+    if study['networks']:
+        parts += [f'{head} Teachers and targets', networks_table(study)]
+    for student, title in study['students'].items():
+        if any(each['student'] == student for each in study['results']):
+            parts += [f'{head} {title}', student_table(study, student), costs(study, student)]
+    if any(each['clock'] for each in study['results']):
+        parts += [f'{head} Equal wall-clock time', clock_table(study)]
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def introduction(study: Mapping[str, Any]) -> str:
+    """What was run, where, and how to read it."""
+    made = study['results'][0]['circumstances'] if study['results'] else {}
+    seeds = sorted({each['seed'] for each in study['results']})
+    text = [
+        f'`python scripts/run_study.py {study["grid"]}`: x{study["scale"]}, {study["iterations"]} steps a student, '
+        f'seeds {", ".join(map(str, seeds))}, {len(study["results"])} of {study["planned"]} runs.',
+        "Figures are means over the seeds, ± half the width of Student's 95 % interval; PSNR-Y in dB, "
+        f'{study["scale"]} pixels cropped. Gains are paired: with a seed every method has the same initial weights.',
+        "`mean` is the mean of the test sets' means.",
+    ]
+    if made:
+        text.append(f'Device: {made["device"]}, torch {made["torch"]}.')
+    return '\n'.join(text)
+
+
+def questions_table(study: Mapping[str, Any]) -> str:
+    """Each question of the grid: one method against the best of others, chosen by the very figures compared."""
+    lines = [
+        '| question | student | against | gain, dB | images won | interval above 0 |',
+        '|---|---|---|---:|---:|---|',
+    ]
+    for title, question in study['questions'].items():
+        for student in question.get('students') or study['students']:
+            other = best(study['results'], student, question['best_of'])
+            one = by_seed(study['results'], student, question['method'])
+            if other is None or not one:
+                continue
+            against = by_seed(study['results'], student, other)
+            found, won = gain(one, against), images_won(one, against)
+            if found:
+                lines.append(
+                    f'| {title} | {study["students"][student]} | {study["methods"][other]["title"]} | '
+                    f'{signed(found)} | {won[0]} of {won[1]} | {"yes" if found.above_zero else "no"} |'
+                )
+    return '\n'.join(lines)
+
+
+def networks_table(study: Mapping[str, Any]) -> str:
+    """Teachers and targets themselves."""
+    sets = study['test_sets']
+    lines = [f'| network | parameters | {" | ".join(sets)} | mean |', f'|---|---:|{"---:|" * (len(sets) + 1)}']
+    for title, each in study['networks'].items():
+        cells = [f'{set_mean(each, name):.2f}' for name in sets] + [f'{overall(each):.2f}']
+        lines.append(f'| {title} | {count(each["parameters"])} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def student_table(study: Mapping[str, Any], student: str) -> str:
+    """All methods on one student, in the order of the grid; the best mean in bold."""
+    sets, reference = study['test_sets'], study['reference']
+    cells = {method: by_seed(study['results'], student, method) for method in study['methods']}
+    means = {method: spread(cell).mean for method, cell in cells.items() if cell}
+    over = f' | gain over {study["methods"][reference]["title"]}' if reference else ''
+    step = ' | time of a step'
+    lines = [
+        f'| method | {" | ".join(sets)} | mean | SSIM{over}{step} |',
+        f'|---|{"---:|" * (len(sets) + 3 + bool(over))}',
+    ]
+    for method, cell in cells.items():
+        if not cell:
+            continue
+        row = [within(spread(cell, name)) for name in sets]
+        mean = f'{means[method]:.3f}'
+        row.append(f'**{mean}**' if means[method] == max(means.values()) else mean)
+        row.append(f'{spread(cell, metric="ssim_y").mean:.4f}')
+        if reference:
+            found = gain(cell, cells[reference]) if cells[reference] and method != reference else None
+            row.append(signed(found) if found else NONE)
+        row.append(relative_time(cell, cells.get(reference) or {}))
+        lines.append(f'| {study["methods"][method]["title"]} | {" | ".join(row)} |')
+    return '\n'.join(lines)
+
+
+def costs(study: Mapping[str, Any], student: str) -> str:
+    """Size of a student, and the notes of the methods it was trained with."""
+    first = next(each for each in study['results'] if each['student'] == student)
+    notes = [
+        f'{study["methods"][name]["title"]}: {part["note"]}' for name, part in study['methods'].items() if part['note']
+    ]
+    size = f'{count(first["parameters"])} parameters, {count(first["macs"])} MACs at 1280x720 output.'
+    return '\n'.join([size, *(f'- {note}' for note in notes)] if student == next(iter(study['students'])) else [size])
+
+
+def clock_table(study: Mapping[str, Any]) -> str:
+    """Every method for the time that one of them takes, gains over that one at its own steps."""
+    like = study['like']
+    lines = [
+        '| student | method | steps | mean | gain over ' + study['methods'][like]['title'] + ' |',
+        '|---|---|---:|---:|---:|',
+    ]
+    for student, title in study['students'].items():
+        control = by_seed(study['results'], student, like)
+        for method, part in study['methods'].items():
+            cell = by_seed(study['results'], student, method, clock=True)
+            found = gain(cell, control) if cell and control else None
+            if found:
+                steps = round(fmean(each['iterations'] for each in cell.values()))
+                lines.append(f'| {title} | {part["title"]} | {steps} | {spread(cell).mean:.3f} | {signed(found)} |')
+    return '\n'.join(lines)
+
+
+def relative_time(cell: Mapping[int, Mapping[str, Any]], control: Mapping[int, Mapping[str, Any]]) -> str:
+    """Seconds of a step in units of the reference's, the mean over the seeds both have."""
+    pairs = [(cell[seed]['step_seconds'], control[seed]['step_seconds']) for seed in cell.keys() & control.keys()]
+    pairs = [(one, other) for one, other in pairs if one and other]
+    return f'{fmean(one / other for one, other in pairs):.2f}' if pairs else NONE
+
+
+def within(found: Interval) -> str:
+    """``mean ± half width``."""
+    return f'{found.mean:.2f}' + ('' if found.high is None else f' ± {found.high - found.mean:.2f}')
+
+
+def signed(found: Interval) -> str:
+    """``+mean [low, high]``."""
+    return f'{found.mean:+.3f}' + ('' if found.low is None else f' [{found.low:+.3f}, {found.high:+.3f}]')
+
+
+def insert(page: str, name: str, text: str) -> str:
+    """``page`` with ``text`` between its comments ``<!-- study: name -->`` and ``<!-- end of study: name -->``.
+
+    A page without them has both appended.
+    """
+    begin, end = f'<!-- study: {name} -->', f'<!-- end of study: {name} -->'
+    if begin not in page or end not in page:
+        return f'{page.rstrip()}\n\n{begin}\n{text}{end}\n'.lstrip()
+    return page[: page.index(begin)] + f'{begin}\n{text}' + page[page.index(end) :]
+
+
+def gains_of(rows: Sequence[Mapping[str, Any]], study: Mapping[str, Any]) -> dict[str, Any]:
+    """Gains with the titles of the grid, the input of ``plot.py gains``."""
+    titled = [
+        {**row, 'student': study['students'][row['student']], 'method': study['methods'][row['method']]['title']}
+        for row in rows
+    ]
+    return {
+        'gains': titled,
+        'reference': study['methods'][study['reference']]['title'],
+        'test_sets': ', '.join(study['test_sets']),
+        'interval': '95 % over seeds, paired',
+    }

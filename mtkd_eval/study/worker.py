@@ -1,0 +1,55 @@
+"""What a study does in a process of its own: train a network, measure it. Quality of every image, size and cost."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import mtkd  # noqa: F401  first: it mends BasicSR
+
+# isort: split
+from basicsr.train import train_pipeline
+
+from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.teacher_cache.command import choose_device
+from mtkd_eval.comparison import evaluate
+from mtkd_eval.image_sets import find_sets
+from mtkd_eval.load import load_network
+from mtkd_eval.measure import RunSettings
+
+KEPT = {'psnr_y': 4, 'ssim_y': 6}  # decimal places
+
+
+def measured(source: str, test_sets: list[str]) -> dict[str, Any]:
+    """The network ``source`` names (see mtkd_eval.load) on the test sets of its scale."""
+    network = load_network(source)
+    sets = find_sets(test_sets, {network.scale})
+    results = evaluate([network], sets, choose_device(None, 0), RunSettings(repeats=0))
+    row = results['networks'][0]
+    images = {
+        name: {image: {key: round(found[key], digits) for key, digits in KEPT.items()} for image, found in each.items()}
+        for name, each in ((name, found['images']) for name, found in row['sets'].items())
+    }
+    return {
+        'parameters': row['parameters'], 'macs': row['macs'], 'sets': images, 'circumstances': results['circumstances'],
+    }  # fmt: skip
+
+
+def train(root: str, option_file: str) -> None:
+    """BasicSR's trainer on an option file, its experiments below ``root``; it goes on from the newest checkpoint."""
+    arguments, sys.argv = sys.argv, ['train.py', '-opt', option_file, '--auto_resume']
+    try:
+        train_pipeline(root)
+    finally:
+        sys.argv = arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``[--train ROOT OPTION.yml] SOURCE OUT.json SET...``: trains, then measures."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[0] == '--train':
+        train(*given[1:3])
+        given = given[3:]
+    source, out, *test_sets = given
+    write_atomically(Path(out), json.dumps(measured(source, test_sets)).encode())
+    return 0

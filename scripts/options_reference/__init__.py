@@ -1,0 +1,1 @@
+"""The options reference: what the code says of its options, as a page."""

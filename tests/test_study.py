@@ -1,0 +1,190 @@
+"""A whole study at toy size, through the command line: trained in processes of its own, resumed, refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AGGREGATOR, write_option
+
+from mtkd_eval.study import running
+from mtkd_eval.study.command import main
+from mtkd_eval.study.running import RunFailedError, call, in_parallel, step_seconds
+
+KD = {'distill': {'kd': {'type': 'OutputDistiller', 'teacher': 'edsr', 'loss': {'type': 'L1Loss'}}}}
+WAVELET = {'distill': {'wavelet': {'type': 'OutputDistiller', 'loss': {'type': 'WaveletLoss'}}}}
+
+
+def grid_of(options: dict[str, Any], val: Path) -> dict[str, Any]:
+    """scratch, KD and MTKD with an aggregator that is trained first; students learn nothing, at a rate of 0."""
+    base = {
+        **options,
+        'train': {**options['train'], 'optim_g': {'type': 'Adam', 'lr': 0.0}, 'total_iter': '$iterations'},
+    }
+    base['datasets'] = {'train': {**options['datasets']['train'], 'type': 'PairedCropDataset', 'resident': 'host'}}
+    teachers = base.pop('teachers')
+    student = base.pop('network_g')
+    for key in ('aggregator', 'val', 'name', 'manual_seed'):
+        del base[key]
+    del base['train']['distill']
+    inputs = {'inputs': list(teachers)}
+    stage_1 = {
+        'model_type': 'AggregationModel', 'teachers': teachers, 'aggregator': inputs,
+        'network_g': {**AGGREGATOR, 'upscale': 4}, 'train': {'optim_g': {'lr': 0.001}},
+    }  # fmt: skip
+    aggregator = {**inputs, 'network': stage_1['network_g'], 'path': '@merge', 'param_key': 'params_ema'}
+    return {
+        'name': 'toy',
+        'scale': 4,
+        'iterations': 2,
+        'seeds': [3],
+        'reference': 'scratch',
+        'test_sets': [str(val)],
+        'base': base,
+        'trained': {'merge': {'options': stage_1}},
+        'caches': {
+            'plain': {'stores': ['target', 'edsr'], 'options': {'teachers': teachers}},
+            'merged': {'options': {'teachers': teachers, 'aggregator': aggregator}},
+        },
+        'students': {'edsr': {'options': {'network_g': student}}},
+        'methods': {
+            'scratch': None,
+            'kd': {'cache': 'plain', 'options': {'datasets': {'train': {'cached': ['edsr']}}, 'train': KD}},
+            'mtkd': {'cache': 'merged', 'options': {'train': WAVELET}},
+        },
+        'wall_clock': {'like': 'scratch', 'methods': ['kd']},
+        'networks': {'the EDSR teacher': 'plain:teachers.edsr', 'the target': 'merged:target'},
+        'questions': {'does it win?': {'method': 'mtkd', 'best_of': ['scratch', 'kd']}},
+    }
+
+
+@pytest.fixture
+def grid(options: dict[str, Any], data: Path, tmp_path: Path) -> Path:
+    return write_option(grid_of(options, data / 'val'), tmp_path / 'grid.yml')
+
+
+def test_a_study_runs_is_resumed_and_written_up(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, page = tmp_path / 'out', tmp_path / 'results.md'
+    page.write_text('# Results\n')
+    command = [str(grid), '--out', str(out), '--page', str(page), '--json', str(tmp_path / 'copy/toy.json')]
+    assert main(command) == 0, capsys.readouterr().err
+
+    study = json.loads((out / 'study.json').read_text())
+    assert {(each['method'], each['clock']) for each in study['results']} == {
+        ('scratch', False), ('kd', False), ('mtkd', False), ('kd', True),
+    }  # fmt: skip
+    # a seed gives every method the same student, and nothing was learned
+    (first, *others) = [each['sets'] for each in study['results']]
+    assert all(other == first for other in others)
+    gains = json.loads((out / 'gains.json').read_text())['gains']
+    assert [(row['method'], row['mean']) for row in gains] == [('kd', 0.0), ('mtkd', 0.0)]
+    assert set(study['networks']) == {'the EDSR teacher', 'the target'}
+    assert study['networks']['the target']['parameters'] > study['networks']['the EDSR teacher']['parameters']
+    assert all(each['step_seconds'] > 0 for each in study['results'])
+    assert '## Equal wall-clock' in page.read_text()
+    assert (tmp_path / 'copy/toy.json').read_bytes() == (out / 'study.json').read_bytes()
+
+    def nothing_to_do(*arguments: object) -> None:
+        raise AssertionError(f'ran again: {arguments}')
+
+    # the same command finds everything done: caches alone are looked at
+    monkeypatch.setattr(running, 'call', lambda code, *rest: code == running.CACHE or nothing_to_do(code, *rest))
+    before = page.read_text()
+    assert main(command) == 0
+    assert page.read_text() == before
+    capsys.readouterr()
+    assert main([str(grid), '--out', str(out), '--list']) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done'] * 3
+
+    # another loss in the grid: the old result is not passed off as the new one
+    changed = grid.read_text().replace('WaveletLoss', 'L1Loss')
+    grid.write_text(changed)
+    assert main(command) == 2
+    assert '--redo edsr-mtkd-seed3' in capsys.readouterr().err
+
+
+def test_a_failed_run_keeps_no_other_from_its_figures(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(code: str, arguments: list[str], log: Path, slot: int, threads: int | None) -> None:
+        if 'kd-seed3' in log.name:
+            raise RunFailedError(f'{log} (exit code 1):\nout of memory')
+        result = {'parameters': 1, 'macs': 1, 'sets': {'val': {'a': {'psnr_y': 30.0, 'ssim_y': 0.9}}}}
+        made = {'device': 'CPU', 'threads': 1, 'torch': '2'}
+        out = next(Path(each) for each in arguments if each.endswith('.measured'))
+        out.write_text(json.dumps(result | {'circumstances': made}))
+
+    monkeypatch.setattr(running, 'call', failing)
+    out = tmp_path / 'out'
+    assert main([str(grid), '--out', str(out), '--only', 'edsr-scratch*', 'edsr-kd*']) == 2
+    assert 'out of memory' in capsys.readouterr().err
+    study = json.loads((out / 'study.json').read_text())
+    assert [each['method'] for each in study['results']] == ['scratch']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--jobs', '0'], '--jobs must be at least 1'),
+        (['--only', 'rcan-*'], 'no run by such a name, such as edsr-scratch-seed3'),
+        (['--set', 'nowhere'], 'nowhere'),
+        (['--report'], 'no finished run to write up'),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_written(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main([str(grid), '--out', str(tmp_path / 'out'), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_data_that_are_missing_are_made_by_the_command_of_the_grid(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / 'made'
+    script = tmp_path / 'script.py'
+    script.write_text('import sys; sys.exit(3)')
+    grid.write_text(grid.read_text() + f'prepare:\n  {folder}: {script}\n')
+    assert main([str(grid), '--out', str(tmp_path / 'out')]) == 2
+    assert f'exit code 3, expected it to make {folder}' in capsys.readouterr().err
+
+
+def test_a_process_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match=r'(?s)exit code 1.*ValueError: no such luck'):
+        call("raise ValueError('no such luck')", [], tmp_path / 'logs/a.log', 0, 1)
+
+
+def test_tasks_share_slots_and_fail_alone() -> None:
+    seen: list[int] = []
+
+    def failing(slot: int) -> None:
+        raise RunFailedError('broken')
+
+    tasks = {'a': seen.append, 'b': failing, 'c': seen.append, 'd': seen.append}
+    steps: Iterator[int] = iter(range(4))
+    assert in_parallel(tasks, 2, lambda: next(steps)) == {'b': 'broken'}
+    assert len(seen) == 3
+    assert set(seen) <= {0, 1}
+    assert next(steps, None) is None
+
+
+def test_a_full_disk_is_no_failure_of_one_run() -> None:
+    def full(slot: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(OSError, match='No space left'):
+        in_parallel({'a': full}, 1, lambda: None)
+
+
+def test_the_time_of_a_step_is_the_median_without_the_warm_up(tmp_path: Path) -> None:
+    lines = [
+        f'INFO: [toy..][epoch:  0, iter: {iteration:7,}, lr:(1.000e-03,)] [eta: 0:00:01, time (data): {time} (0.0)]'
+        for iteration, time in ((50, 9.0), (600, 0.2), (1200, 0.4), (2000, 0.3))
+    ]
+    (tmp_path / 'train_toy_1.log').write_text('\n'.join(lines))
+    assert step_seconds(tmp_path, 2000) == 0.3
+    assert step_seconds(tmp_path / 'nowhere', 2000) is None

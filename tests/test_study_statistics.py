@@ -1,0 +1,133 @@
+"""The figures of a study against ones computed by hand and by other packages."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mtkd_eval.study.report import insert, to_markdown
+from mtkd_eval.study.statistics import best, by_seed, gain, gains_over, images_won, interval, overall, spread
+
+
+def result(method: str, seed: int, small: list[float], large: list[float], **more: object) -> dict:
+    """What a run measured: two sets of images."""
+    sets = {
+        name: {f'image{number}': {'psnr_y': value, 'ssim_y': 0.9} for number, value in enumerate(values)}
+        for name, values in (('Set5', small), ('Set14', large))
+    }
+    cell = {'student': 'edsr', 'method': method, 'seed': seed, 'clock': False, 'step_seconds': 0.5, 'iterations': 10}
+    made = {'device': 'x86_64 CPU', 'threads': 2, 'torch': '2.11'}
+    return cell | {'sets': sets, 'parameters': 1000, 'macs': 10**9, 'circumstances': made} | more
+
+
+RESULTS = [
+    result('scratch', 0, [30.0, 31.0], [27.0, 28.0, 29.0]),
+    result('scratch', 1, [30.2, 31.2], [27.1, 28.1, 29.1]),
+    result('scratch', 2, [29.9, 30.9], [27.0, 28.0, 29.0]),
+    result('mtkd', 0, [30.3, 31.3], [27.2, 28.2, 28.9], step_seconds=1.0),
+    result('mtkd', 1, [30.4, 31.4], [27.2, 28.2, 28.9], step_seconds=1.0),
+    result('mtkd', 2, [30.3, 31.3], [27.3, 28.3, 28.9], step_seconds=1.0),
+    result('kd', 0, [30.1, 31.1], [27.1, 28.1, 29.1]),
+]
+
+
+def test_an_interval_is_that_of_scipy() -> None:
+    values = [0.11, 0.08, 0.15, 0.12]
+    found = interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+    assert found.mean == pytest.approx(0.115)
+
+
+def test_one_value_has_no_interval_and_is_never_above_zero() -> None:
+    found = interval([0.5])
+    assert (found.low, found.high, found.n, found.above_zero) == (None, None, 1, False)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0).normal(0.1, 0.05, (2000, 3)).tolist()
+    covered = sum((found := interval(values)).low < 0.1 < found.high for values in draws) / len(draws)
+    assert covered == pytest.approx(0.95, abs=0.02)  # three standard errors of a share of 2000 are 0.015
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(ValueError, match='at least one value'):
+        interval([])
+
+
+def test_a_small_set_counts_as_much_as_a_large_one() -> None:
+    assert overall(RESULTS[0]) == pytest.approx((30.5 + 28.0) / 2)
+
+
+def test_gains_are_paired_by_seed() -> None:
+    found = gain(by_seed(RESULTS, 'edsr', 'mtkd'), by_seed(RESULTS, 'edsr', 'scratch'))
+    differences = [(0.3 + 0.3 / 3) / 2, 0.2 / 2, (0.4 + 0.5 / 3) / 2]  # each of Set5 and Set14
+    assert found.n == 3
+    assert found.mean == pytest.approx(np.mean(differences), abs=1e-9)
+    test = stats.ttest_rel(*([overall(each) for each in RESULTS if each['method'] == m] for m in ('mtkd', 'scratch')))
+    assert found.low == pytest.approx(test.confidence_interval().low)
+
+
+def test_a_method_with_other_seeds_is_compared_on_those_in_common() -> None:
+    found = gain(by_seed(RESULTS, 'edsr', 'kd'), by_seed(RESULTS, 'edsr', 'scratch'))
+    assert (found.n, found.low) == (1, None)
+    assert gain(by_seed(RESULTS, 'rcan', 'kd'), by_seed(RESULTS, 'edsr', 'scratch')) is None
+
+
+def test_images_are_won_on_the_mean_over_the_seeds() -> None:
+    assert images_won(by_seed(RESULTS, 'edsr', 'mtkd'), by_seed(RESULTS, 'edsr', 'scratch')) == (4, 5)
+
+
+def test_the_best_method_is_chosen_on_the_seeds_that_all_have() -> None:
+    assert best(RESULTS, 'edsr', ['scratch', 'kd', 'mtkd']) == 'mtkd'
+    assert best(RESULTS, 'edsr', ['scratch', 'kd']) == 'kd'
+    assert best(RESULTS, 'edsr', ['scratch', 'unknown']) is None
+
+
+def test_spread_is_that_of_the_seeds() -> None:
+    found = spread(by_seed(RESULTS, 'edsr', 'scratch'), 'Set5')
+    values = [30.5, 30.7, 30.4]
+    half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+    assert (found.mean, found.high - found.mean) == pytest.approx((np.mean(values), half))
+
+
+def study(**more: object) -> dict:
+    methods = {name: {'title': name.upper(), 'note': None} for name in ('scratch', 'kd', 'mtkd')}
+    return {
+        'name': 'small', 'title': 'A study', 'grid': 'options/study/small.yml', 'scale': 4, 'iterations': 10,
+        'reference': 'scratch', 'like': 'mtkd', 'planned': 9, 'test_sets': ['Set5', 'Set14'],
+        'students': {'edsr': 'EDSR, tiny'}, 'methods': methods, 'networks': {}, 'results': RESULTS,
+        'questions': {'does it win?': {'method': 'mtkd', 'best_of': ['scratch', 'kd']}},
+    } | more  # fmt: skip
+
+
+def test_the_page_says_what_the_figures_say() -> None:
+    page = to_markdown(study())
+    assert '7 of 9 runs' in page
+    assert '| does it win? | EDSR, tiny | KD |' in page  # the better of the two on seed 0, the one they share
+    row = next(line for line in page.splitlines() if line.startswith('| MTKD |'))
+    assert '| **29.478** |' in row
+    assert row.endswith('| 2.00 |')  # time of a step in units of the reference's
+    assert '+0.194 [' in row
+
+
+def test_equal_time_is_a_table_of_its_own() -> None:
+    clocked = [result('kd', seed, [30.0, 31.0], [27, 28, 29], clock=True, iterations=7) for seed in (0, 1, 2)]
+    page = to_markdown(study(results=[*RESULTS, *clocked]))
+    assert '### Equal wall-clock time' in page
+    assert '| EDSR, tiny | KD | 7 | 29.250 | -0.' in page
+
+
+def test_gains_leave_the_reference_out() -> None:
+    rows = gains_over(RESULTS, 'scratch', ['edsr', 'rcan'], ['scratch', 'kd', 'mtkd'])
+    assert [(row['student'], row['method'], row['n']) for row in rows] == [('edsr', 'kd', 1), ('edsr', 'mtkd', 3)]
+
+
+def test_a_page_is_changed_between_its_comments_alone() -> None:
+    page = insert('# Results\n\nwords\n', 'one', 'first\n')
+    page = insert(page, 'two', 'second\n')
+    changed = insert(page, 'one', 'new\n')
+    assert changed == page.replace('first', 'new')
+    assert changed.startswith('# Results\n\nwords\n')
+    assert changed.index('new') < changed.index('second')
