@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 OPTION_FOLDERS = sorted(
@@ -11,8 +11,7 @@ OPTION_FOLDERS = sorted(
     for folder in (ROOT / 'options', *(ROOT / 'options').rglob('*'))
     if folder.is_dir()
 )
-PACKAGES = ['mtkd', 'mtkd_arch', 'mtkd_loss', 'mtkd_model', 'mtkd_model.distillers']
-PACKAGES += ['mtkd_data', 'mtkd_data.preparation', 'mtkd_data.teacher_cache', 'mtkd_eval', 'mtkd_eval.plots']
+PACKAGES = find_packages(str(ROOT), include=['mtkd', 'mtkd_*'])
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text(encoding='utf-8')).group(1)
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5,<10']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']  # the last for graphs of one size
@@ -58,6 +57,7 @@ setup(
             'mtkd-evaluate=mtkd_eval.evaluate:main',
             'mtkd-export=mtkd_eval.export:main',
             'mtkd-infer=mtkd_eval.infer:main',
+            'mtkd-run-study=mtkd_eval.study.command:main',
             'mtkd-plot=mtkd_eval.plots.command:main',
         ]
     },

@@ -1,6 +1,7 @@
 """Writes the option files under options/ from scripts/option_templates: ``python scripts/make_options.py [--check]``.
 
-A test fails when a file and its template differ, or there is none; files in options/own/ are nobody's but the user's.
+A test fails when a file and its template differ, or there is none; files in options/own/ are nobody's but the user's,
+and the grids of studies in options/study/ are written by hand.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from pathlib import Path
 from option_templates import all_files
 
 ROOT = Path(__file__).resolve().parents[1] / 'options'
-OWN = 'own/'  # written by hand
+BY_HAND = ('own/', 'study/')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     files = all_files()
     strays = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob('*.yml')} - files.keys()
-    strays = {name for name in strays if not name.startswith(OWN)}
+    strays = {name for name in strays if not name.startswith(BY_HAND)}
     stale = [name for name, text in files.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
     if args.check:
         for name in [*stale, *strays]:

@@ -26,7 +26,8 @@ sys.path.insert(0, str(REPO / 'scripts'))
 import make_options
 
 Options = dict[str, Any]
-FILES = sorted(path.relative_to(REPO / 'options').as_posix() for path in (REPO / 'options').rglob('*.yml'))
+FOUND = (path.relative_to(REPO / 'options').as_posix() for path in (REPO / 'options').rglob('*.yml'))
+FILES = sorted(name for name in FOUND if not name.startswith('study/'))  # grids of studies: test_study_grid.py
 TRAINING = [name for name in FILES if not name.startswith('test/')]
 NARROW = {'num_feat': 8, 'squeeze_factor': 4, 'embed_dim': 12}
 ENCODER = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}

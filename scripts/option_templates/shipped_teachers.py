@@ -4,11 +4,14 @@ from option_templates.layout import TO_GROUND_TRUTH, comment, training_file
 from option_templates.networks import EDSR, RCAN, SWINIR, TITLES
 
 HEADER = (
-    'The {title} teacher x{scale} that ships as mtkd/pretrained/{name}_x{scale}.safetensors, trained from scratch on the 399 '
-    'photographs of BSDS500 train + test (302003 left out, the source of Set5 woman) and the 91 of T91.',
-    'python scripts/prepare_data.py --hr BSDS400 T91 --out datasets/BSDS400_T91 --sub-image 0 --compression-level 0',
+    'The {title} teacher x{scale} that ships as mtkd/pretrained/{name}_x{scale}.safetensors, trained from scratch on '
+    'the 399 photographs of BSDS500 train + test (302003 left out, the source of Set5 woman) and 90 of T91 (one is too '
+    'small).',
+    'python scripts/prepare_data.py --hr BSDS400 T91 --out datasets/BSDS400_T91 --scale 2 3 4 --min-side 96 '
+    '--sub-image 0 --compression-level 0',
     'python basicsr/train.py -opt options/pretrained/train_{name}_x{scale}.yml',
-    'python scripts/export.py options/pretrained/train_{name}_x{scale}.yml --format safetensors --half --out mtkd/pretrained',
+    'python scripts/export.py {name}_x{scale}=options/pretrained/train_{name}_x{scale}.yml --format safetensors --half '
+    '--set datasets/Set5 datasets/Set14 --license Apache-2.0 --out mtkd/pretrained',
 )
 NETWORKS = {
     'edsr': EDSR.format(64, 12, 4, 1),
