@@ -2,16 +2,15 @@
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from mtkd_eval.record import circumstances
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -52,25 +51,10 @@ def summaries(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float
     return {name: summary(values) for name, values in times.items()}
 
 
-def circumstances(device: str) -> dict[str, Any]:
-    """Date, commit, versions and the device's name."""
-    command = ['git', 'describe', '--always', '--dirty', '--exclude=*']  # -dirty: not what the commit holds
-    commit = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    name = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()} CPU'
-    return {
-        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
-        'commit': commit.stdout.strip() or None,
-        'torch': torch.__version__,
-        'python': platform.python_version(),
-        'device': name,
-        'threads': torch.get_num_threads(),
-    }
-
-
 def write(path: Path, device: str, figures: Mapping[str, Any]) -> None:
     """Store ``figures`` with the circumstances as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**circumstances(device), **figures}, indent=2) + '\n')
+    path.write_text(json.dumps({**circumstances(torch.device(device)), **figures}, indent=2) + '\n')
 
 
 def run_part(
