@@ -1,12 +1,12 @@
 """Command line of the evaluation: networks on test sets, quality and cost in one table."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mtkd.command_line import exit_code
 from mtkd_arch.frozen_network import DTYPES, best_dtype
 from mtkd_arch.tiling import check_tiles
 from mtkd_data.lmdb_store import write_atomically
@@ -94,8 +94,8 @@ def _settings(given: Mapping[str, Any]) -> RunSettings:
     return RunSettings(**{key: given[key] for key in own})
 
 
-def run(given: Mapping[str, Any]) -> str | None:
-    """What the command line asks for; the table where no file is named."""
+def run(given: Mapping[str, Any]) -> str:
+    """What the command line asks for; the table where no file is named, else what was written."""
     settings, formats = _settings(given), choose_formats(given['out'], given['format'])
     device = choose_device(given['device'], 0)
     if settings.precision == 'auto':
@@ -108,19 +108,10 @@ def run(given: Mapping[str, Any]) -> str | None:
     for out, kind in formats.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, FORMATS[kind](results).encode())
-    return None if formats else FORMATS[given['format'] or 'md'](results)
+    return f'written: {", ".join(map(str, formats))}' if formats else FORMATS[given['format'] or 'md'](results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
     given = vars(_parse(argv))
-    try:
-        table = run(given)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: nothing was written but images', file=sys.stderr)
-        return 130
-    print(table if table is not None else f'written: {", ".join(map(str, given["out"]))}')
-    return 0
+    return exit_code(lambda: print(run(given)), 'nothing was written but images')

@@ -1,11 +1,11 @@
 """Command line of the export: a network's files, each compared with PyTorch before it is written, and their card."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtkd.command_line import exit_code
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.choice import split_label
 from mtkd_eval.comparison import as_file_name
@@ -111,13 +111,4 @@ def run(given: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
     given = vars(_parse(argv))
-    try:
-        lines = run(given)
-    except (ValueError, OSError, MemoryError, ImportError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
-    print('\n'.join(lines))
-    return 0
+    return exit_code(lambda: print('\n'.join(run(given))), 'files that are there are whole')

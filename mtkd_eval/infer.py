@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mtkd.command_line import exit_code
 from mtkd_arch.frozen_network import DTYPES
 from mtkd_arch.tiling import check_tiles
 from mtkd_data.lmdb_store import write_atomically
@@ -127,14 +128,11 @@ def run(given: Mapping[str, Any]) -> tuple[int, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or images left out, 130 interrupted."""
     given = vars(_parse(argv))
-    try:
-        written, failures = run(given)
-    except (ValueError, OSError, MemoryError, ImportError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the images written so far are whole', file=sys.stderr)
-        return 130
+    return exit_code(lambda: _report(given), 'the images written so far are whole')
+
+
+def _report(given: Mapping[str, Any]) -> int:
+    written, failures = run(given)
     for failure in failures:
         print(f'error: left out: {failure}', file=sys.stderr)
     print(f'{given["out"]}: {written} images written' + (f', {len(failures)} left out' if failures else ''))

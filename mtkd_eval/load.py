@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mtkd.checks import nearest
+from mtkd.command_line import read_option
 from mtkd_arch.named_network import named_network, with_named_network
 from mtkd_arch.teacher_ensemble_arch import RUN_KEYS, TeacherEnsemble
 from mtkd_eval.bicubic import BicubicUpsampling
-from mtkd_eval.experiments import OPTION_SUFFIXES, option_in, read_option, trained_weights
+from mtkd_eval.experiments import OPTION_SUFFIXES, option_in, trained_weights
 from mtkd_eval.loaded import LoadedNetwork, built, frozen, measured_scale
 from mtkd_eval.target import TargetNetwork
 

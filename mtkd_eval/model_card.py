@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from mtkd.command_line import read_option
 from mtkd_arch.named_network import named_network
 from mtkd_data.teacher_cache.description import sha256_of_file
 from mtkd_eval.cost import OUTPUT, count_macs, count_parameters
 from mtkd_eval.experiments import option_in
-from mtkd_eval.load import read_option
 from mtkd_eval.loaded import LoadedNetwork
 from mtkd_eval.target import TargetNetwork, own_part
 

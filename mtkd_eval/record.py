@@ -6,10 +6,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mtkd import __version__  # first: it mends BasicSR
+
+# isort: split
 import torch
 from basicsr.version import __version__ as basicsr_version
-
-from mtkd import __version__
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:

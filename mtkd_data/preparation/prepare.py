@@ -9,16 +9,17 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mtkd.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.image_io import decode_image, encode_png
 from mtkd_data.lmdb_store import FolderWriter, LmdbWriter, MetaEntry, sync_path, write_atomically
@@ -214,20 +215,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
     given = vars(_parse(argv))
-    hr, out, workers, scales = (given.pop(name) for name in ('hr', 'out', 'workers', 'scale'))
-    try:
-        description = prepare_dataset(hr, out, Settings(tuple(sorted(scales)), **given), workers)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the same command goes on from here', file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(**given))
+
+
+def _run(hr: list[Path], out: Path, workers: int, scale: list[int], **settings: Any) -> None:
+    description = prepare_dataset(hr, out, Settings(tuple(sorted(scale)), **settings), workers)
     counts, stores = description['counts'], ', '.join(description['stores'])
     print(f'{out}: {counts["images"]} images from {counts["sources"]} sources in each of {stores}')
     if description['left_out']:
-        print(describe_left_out(description['left_out'], given['min_side']))
-    return 0
+        print(describe_left_out(description['left_out'], settings['min_side']))
 
 
 def describe_left_out(left_out: Mapping[str, Sequence[int]], min_side: int) -> str:

@@ -8,12 +8,12 @@ scale: all but a border of two LR pixels can be checked.
 import argparse
 import json
 import os
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
+from mtkd.command_line import exit_code
 from mtkd_data.lmdb_store import LmdbReader
 from mtkd_data.preparation.pair_checks import Pair, check_pair
 from mtkd_data.preparation.pair_keys import Reader, find_count_problems, find_key_problems, open_reader, paired_keys
@@ -122,11 +122,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 all is well, 1 problems found, 2 it could not be checked."""
     args = _parse(argv)
-    try:
-        problems = verify_pair_sets(**vars(args), progress=True)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(args), 'nothing was changed')
+
+
+def _run(args: argparse.Namespace) -> int:
+    problems = verify_pair_sets(**vars(args), progress=True)
     if problems:
         print(f'{len(problems)} problems in {args.gt} and {args.lq}:\n  {list_problems(problems)}')
         return 1

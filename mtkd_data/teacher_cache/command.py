@@ -1,7 +1,6 @@
 """Command line of the teacher cache: what an option file's teachers make of its training set, once and for all."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,9 @@ import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 
 # isort: split
 import torch
-import yaml
-from basicsr.utils.options import ordered_yaml
 from tqdm import tqdm
 
+from mtkd.command_line import exit_code, read_option
 from mtkd_arch.frozen_network import best_dtype
 from mtkd_arch.named_network import with_named_networks
 from mtkd_data.teacher_cache.description import choose_stores, teacher_order
@@ -25,15 +23,9 @@ from mtkd_data.teacher_cache.runner import TeacherRunner, check_sections, choose
 from mtkd_data.teacher_cache.writer import write_cache
 
 
-def read_option(path: Path) -> dict[str, Any]:
-    """An option file as BasicSR reads it. Raises FileNotFoundError, or ValueError for what is no option file."""
-    try:
-        with path.open() as file:
-            opt = yaml.load(file, Loader=ordered_yaml()[0])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: cannot be read as an option file: {error}') from error
-    if not isinstance(opt, Mapping):
-        raise ValueError(f'{path}: expected an option file, a mapping; it holds {type(opt).__name__}')
+def read_cache_option(path: Path) -> dict[str, Any]:
+    """An option file with the sections a cache needs. Raises FileNotFoundError or ValueError where they are not."""
+    opt = read_option(path)
     check_sections(opt)
     return with_named_networks(opt)
 
@@ -149,17 +141,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
     given = vars(_parse(argv))
-    option_file, out, device = (given.pop(name) for name in ('opt', 'out', 'device'))
-    try:
-        given['stores'] = tuple(given['stores'])
-        with ProcessGroup() as group:
-            made = cache_teachers(read_option(option_file), out, CacheSettings(**given), device, group)
-            if group.first:
-                print(describe_result(*made))
-    except (ValueError, OSError, MemoryError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the same command goes on from here', file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _run(**given))
+
+
+def _run(opt: Path, out: Path | None, device: str | None, stores: list[str], **settings: Any) -> None:
+    with ProcessGroup() as group:
+        made = cache_teachers(
+            read_cache_option(opt), out, CacheSettings(stores=tuple(stores), **settings), device, group
+        )
+        if group.first:
+            print(describe_result(*made))

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from mtkd.command_line import exit_code
 from mtkd_eval.choice import BICUBIC, split_label
 from mtkd_eval.plots.arguments import parse
 from mtkd_eval.plots.bands import band_errors, draw_bands
@@ -111,18 +112,14 @@ def border_of(given: Mapping[str, Any], scale: int) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
     given = vars(parse(argv))
-    try:
-        check_out(given['out'])
-        require_positive(given, 'dpi')
-        figure, left_out = KINDS[given['kind']](given)
-        save(figure, given['out'])
-    except (ValueError, OSError, MemoryError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: nothing was written', file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(given), 'nothing was written')
+
+
+def _run(given: Mapping[str, Any]) -> None:
+    check_out(given['out'])
+    require_positive(given, 'dpi')
+    figure, left_out = KINDS[given['kind']](given)
+    save(figure, given['out'])
     for reason in left_out:
         print(f'left out: {reason}', file=sys.stderr)
     print(f'written: {given["out"]}')
-    return 0

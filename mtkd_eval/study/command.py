@@ -6,12 +6,13 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from mtkd.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.image_sets import find_sets
@@ -198,14 +199,10 @@ def _chosen(runs: Sequence[Run], patterns: Sequence[str] | None) -> list[Run]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
     given = _parse(argv)
-    try:
-        failures = run(given)
-    except (ValueError, OSError, RunFailedError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the same command goes on from here', file=sys.stderr)
-        return 130
+    return exit_code(lambda: _report(run(given)))
+
+
+def _report(failures: Mapping[str, str]) -> int:
     for message in failures.values():
         print(f'error: {message}', file=sys.stderr)
     return 2 if failures else 0

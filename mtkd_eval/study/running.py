@@ -30,7 +30,7 @@ STEP_TIME = re.compile(r'iter:\s*([\d,]+).* time \(data\): ([\d.]+)')
 ERROR_LINES = 15
 
 
-class RunFailedError(RuntimeError):
+class RunFailedError(ChildProcessError):
     """A process of the study failed; the message holds the end of its log."""
 
 
