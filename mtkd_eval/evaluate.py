@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtkd.command_line import exit_code
 from mtkd_arch.frozen_network import DTYPES, best_dtype
 from mtkd_arch.tiling import check_tiles
+from mtkd_data.command_line import exit_code
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_data.teacher_cache.command import choose_device
 from mtkd_eval.choice import check_names, load_all, with_bicubic

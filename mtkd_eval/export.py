@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtkd.command_line import exit_code
+from mtkd_data.command_line import exit_code
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.choice import split_label
 from mtkd_eval.comparison import as_file_name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtkd.command_line import read_option
+from mtkd.option_file import read_option
 from mtkd_data.image_io import check_header, decode_image, key_images, list_images, read_header
 from mtkd_eval.experiments import OPTION_SUFFIXES
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtkd.command_line import exit_code
 from mtkd_arch.frozen_network import DTYPES
 from mtkd_arch.tiling import check_tiles
+from mtkd_data.command_line import exit_code
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_data.teacher_cache.command import choose_device
 from mtkd_eval.any_image import AnyImage, encode_any, list_inputs, read_any, upscale_alpha

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd.checks import nearest
-from mtkd.command_line import read_option
+from mtkd.option_file import read_option
 from mtkd_arch.named_network import named_network, with_named_network
 from mtkd_arch.teacher_ensemble_arch import RUN_KEYS, TeacherEnsemble
 from mtkd_eval.bicubic import BicubicUpsampling

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtkd.command_line import read_option
+from mtkd.option_file import read_option
 from mtkd_arch.named_network import named_network
 from mtkd_data.teacher_cache.description import sha256_of_file
 from mtkd_eval.cost import OUTPUT, count_macs, count_parameters

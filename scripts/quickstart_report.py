@@ -12,7 +12,7 @@ import mtkd  # noqa: F401  first: it mends BasicSR, which the networks come from
 # isort: split
 import torch
 
-from mtkd.command_line import read_option
+from mtkd.option_file import read_option
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.comparison import evaluate
 from mtkd_eval.image_sets import find_sets

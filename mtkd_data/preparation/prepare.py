@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from mtkd.command_line import exit_code
+from mtkd_data.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.image_io import decode_image, encode_png
 from mtkd_data.lmdb_store import FolderWriter, LmdbWriter, MetaEntry, sync_path, write_atomically

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mtkd.command_line import exit_code
+from mtkd_data.command_line import exit_code
 from mtkd_data.lmdb_store import LmdbReader
 from mtkd_data.preparation.pair_checks import Pair, check_pair
 from mtkd_data.preparation.pair_keys import Reader, find_count_problems, find_key_problems, open_reader, paired_keys

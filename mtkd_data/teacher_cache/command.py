@@ -12,9 +12,10 @@ import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 import torch
 from tqdm import tqdm
 
-from mtkd.command_line import exit_code, read_option
+from mtkd.option_file import read_option
 from mtkd_arch.frozen_network import best_dtype
 from mtkd_arch.named_network import with_named_networks
+from mtkd_data.command_line import exit_code
 from mtkd_data.teacher_cache.description import choose_stores, teacher_order
 from mtkd_data.teacher_cache.lq_source import LqImage, LqSource
 from mtkd_data.teacher_cache.plan import CacheSettings, describe_cache, find_complete

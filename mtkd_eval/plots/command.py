@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from mtkd.command_line import exit_code
+from mtkd_data.command_line import exit_code
 from mtkd_eval.choice import BICUBIC, split_label
 from mtkd_eval.plots.arguments import parse
 from mtkd_eval.plots.bands import band_errors, draw_bands

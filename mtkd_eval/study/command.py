@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtkd.command_line import exit_code
+from mtkd_data.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.image_sets import find_sets

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd.checks import nearest, require_keys, require_known_keys
-from mtkd.command_line import read_option
+from mtkd.option_file import read_option
 from mtkd_eval.study.overlay import filled_in, overlaid, references
 
 KEYS = (

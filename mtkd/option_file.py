@@ -1,7 +1,6 @@
-"""What every command of the project does with errors and interrupts, and how it reads option files."""
+"""Option files as BasicSR reads them."""
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,6 @@ import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 # isort: split
 import yaml
 from basicsr.utils.options import ordered_yaml
-
-ERRORS = (ValueError, OSError, MemoryError, ImportError)
-GO_ON = 'the same command goes on from here'
-
-
-def exit_code(command: Callable[[], int | None], interrupted: str = GO_ON) -> int:
-    """Run ``command`` and give its exit code: its own or 0, 2 where it raised, 130 where the user stopped it.
-
-    The message goes to stderr; ``interrupted`` says what state a stopped command leaves.
-    """
-    try:
-        return command() or 0
-    except ERRORS as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'interrupted: {interrupted}', file=sys.stderr)
-        return 130
 
 
 def read_option(path: Path) -> dict[str, Any]:
