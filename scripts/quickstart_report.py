@@ -67,22 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     write_atomically(out / 'table.md', table.encode())
     print(table)
     named = [f'{label}={source}' for label, source in COLUMNS.items()]
-    regions = [
-        '--region',
-        *REGIONS,
-        '--hide',
-        'lr',
-        '--font',
-        '13',
-        '--device',
-        'cpu',
-        '--out',
-        str(out / 'comparison.png'),
-    ]
+    look = ['--region', *REGIONS, '--hide', 'lr', '--font', '13', '--device', 'cpu']
     curves = [f'{label}={out}/{log}.log' for label, log in zip(COLUMNS, ('scratch', 'mtkd'), strict=False)]
-    return plot(['sheet', *named, '--set', str(MTKD), *regions]) or plot(
-        ['curves', *curves, '--show', 'psnr', '--out', str(out / 'curves.png')]
-    )
+    sheet = ['sheet', *named, '--set', str(MTKD), *look, '--out', str(out / 'comparison.png')]
+    return plot(sheet) or plot(['curves', *curves, '--show', 'psnr', '--out', str(out / 'curves.png')])
 
 
 if __name__ == '__main__':
