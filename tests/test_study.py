@@ -59,13 +59,21 @@ def grid_of(options: dict[str, Any], val: Path) -> dict[str, Any]:
     }
 
 
+def stand_in(arguments: list[str]) -> None:
+    """Figures as the process of a run leaves them."""
+    result = {'parameters': 1, 'macs': 1, 'sets': {'val': {'a': {'psnr_y': 30.0, 'ssim_y': 0.9}}}}
+    made = {'device': 'CPU', 'threads': 1, 'torch': '2'}
+    out = next(Path(each) for each in arguments if each.endswith('.measured'))
+    out.write_text(json.dumps(result | {'circumstances': made}))
+
+
 @pytest.fixture
 def grid(options: dict[str, Any], data: Path, tmp_path: Path) -> Path:
     return write_option(grid_of(options, data / 'val'), tmp_path / 'grid.yml')
 
 
 def test_a_study_runs_is_resumed_and_written_up(
-    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    grid: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, page = tmp_path / 'out', tmp_path / 'results.md'
     page.write_text('# Results\n')
@@ -99,6 +107,19 @@ def test_a_study_runs_is_resumed_and_written_up(
     assert main([str(grid), '--out', str(out), '--list']) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done'] * 3
 
+    # other test sets: everything is measured again, and nothing trained
+    calls: list[list[str]] = []
+
+    def measured(code: str, arguments: list[str], *rest: object) -> None:
+        if code != running.CACHE:
+            calls.append(arguments)
+            stand_in(arguments)
+
+    monkeypatch.setattr(running, 'call', measured)
+    assert main([*command, '--set', f'other={data}/val/GT,{data}/val/LRbicx4']) == 0
+    assert len(calls) == 7  # the aggregator, three runs, one at equal time, a teacher and the target
+    assert not any('--train' in arguments for arguments in calls)
+
     # another loss in the grid: the old result is not passed off as the new one
     changed = grid.read_text().replace('WaveletLoss', 'L1Loss')
     grid.write_text(changed)
@@ -114,10 +135,7 @@ def test_a_failed_run_keeps_no_other_from_its_figures(
             return
         if 'kd-seed3' in log.name:
             raise RunFailedError(f'{log} (exit code 1):\nout of memory')
-        result = {'parameters': 1, 'macs': 1, 'sets': {'val': {'a': {'psnr_y': 30.0, 'ssim_y': 0.9}}}}
-        made = {'device': 'CPU', 'threads': 1, 'torch': '2'}
-        out = next(Path(each) for each in arguments if each.endswith(('.measured', '.json')))
-        out.write_text(json.dumps(result | {'circumstances': made}))
+        stand_in(arguments)
 
     monkeypatch.setattr(running, 'call', failing)
     out = tmp_path / 'out'

@@ -147,3 +147,17 @@ def test_the_grids_that_ship_are_whole(path: Path) -> None:
     assert len({run.name for run in runs}) == len(runs)
     for run in runs:
         assert completed(run, Path('out'), run.name)['network_g']['type']
+
+
+def test_a_grid_may_be_laid_over_another(tmp_path: Path) -> None:
+    grid_of(tmp_path)
+    own = {'extends': 'grid.yml', 'name': 'small', 'students': {'rcan': None}, 'methods': {'mtkd': None, 'other': None}}
+    write_option({**own, 'wall_clock': None}, tmp_path / 'own.yml')
+    grid = read_grid(tmp_path / 'own.yml')
+    assert (grid.name, [run.name for run in student_runs(grid)]) == (
+        'small',
+        ['edsr-scratch-seed0', 'edsr-scratch-seed1'],
+    )
+    write_option({'extends': 'loop.yml'}, tmp_path / 'loop.yml')
+    with pytest.raises(ValueError, match='extends itself'):
+        read_grid(tmp_path / 'loop.yml')

@@ -7,8 +7,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -53,7 +53,7 @@ def needed_parts(grid: Grid, runs: Iterable[Run]) -> tuple[list[str], list[str]]
     return [name for name in trained if name in networks], [name for name in grid.caches if name in caches]
 
 
-def make_parts(study: Study, runs: Sequence[Run], test_sets: list[str]) -> None:
+def make_parts(study: Study, runs: Sequence[Run]) -> None:
     """Train the networks and make the caches that ``runs`` need."""
     trained = trained_runs(study.grid)
     networks, caches = needed_parts(study.grid, runs)
@@ -71,24 +71,17 @@ def make_parts(study: Study, runs: Sequence[Run], test_sets: list[str]) -> None:
             make_cache(trained[name].cache)
             bar.set_description(name)
             if study.result_of(trained[name]) is None:
-                study.carry_out(trained[name], test_sets)
+                study.carry_out(trained[name])
             bar.update()
         for name in caches:
             make_cache(name)
 
 
-def run_all(study: Study, runs: Sequence[Run], test_sets: list[str], jobs: int, what: str) -> dict[str, str]:
+def run_all(study: Study, runs: Sequence[Run], jobs: int, what: str) -> dict[str, str]:
     """Train and measure what has no result yet; name -> message of the runs that failed."""
     waiting = [run for run in runs if study.result_of(run) is None]
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc=what, unit='run') as bar:
-
-        def task(run: Run) -> Any:
-            def work(slot: int) -> None:
-                study.carry_out(run, test_sets, slot)
-
-            return work
-
-        return in_parallel({run.name: task(run) for run in waiting}, jobs, bar.update)
+        return in_parallel({run.name: partial(study.carry_out, run) for run in waiting}, jobs, bar.update)
 
 
 def listing(study: Study, runs: Sequence[Run]) -> str:
@@ -141,7 +134,7 @@ def run(given: argparse.Namespace) -> dict[str, str]:
     folder = given.out or Path('results/study') / grid.name
     if given.smoke:
         grid, folder = shortened(grid, SMOKE_ITERATIONS), folder.with_name(f'{folder.name}_smoke')
-    study = Study(grid, folder, given.threads)
+    study = Study(grid, folder, given.sets, given.threads)
     planned = student_runs(grid)
     runs = _chosen(planned, given.only)
     if given.list:
@@ -150,18 +143,18 @@ def run(given: argparse.Namespace) -> dict[str, str]:
     failures = {}
     if not given.report:
         prepare_data(grid)
-        test_sets = given.sets or grid.test_sets
-        find_sets(test_sets, {grid.scale})  # raises where one is missing, before the first step
+        study.test_sets = given.sets or grid.test_sets
+        find_sets(study.test_sets, {grid.scale})  # raises where one is missing, before the first step
         folder.mkdir(parents=True, exist_ok=True)
         with only_run(folder):
             for each in (*trained_runs(grid).values(), *planned):
                 if any(fnmatch.fnmatch(each.name, pattern) for pattern in given.redo):
                     study.forget(each)
-            make_parts(study, runs, test_sets)
-            failures = run_all(study, runs, test_sets, given.jobs, 'students')
+            make_parts(study, runs)
+            failures = run_all(study, runs, given.jobs, 'students')
             timed = clock_runs(grid, pace_of(study, planned))
-            failures |= run_all(study, _chosen(timed, given.only), test_sets, given.jobs, 'equal time')
-            study.measure_networks(test_sets)
+            failures |= run_all(study, _chosen(timed, given.only), given.jobs, 'equal time')
+            study.measure_networks()
     write_up(study, planned, given.page, given.json)
     return failures
 

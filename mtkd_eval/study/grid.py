@@ -68,7 +68,7 @@ class Grid:
 
 def read_grid(path: Path) -> Grid:
     """Read and check a grid file. Raises FileNotFoundError, or ValueError naming the key that does not fit."""
-    sections = read_option(path)
+    sections = _with_other(read_option(path), path)
     require_known_keys(sections, KEYS, str(path))
     require_keys(sections, REQUIRED, str(path))
     for section, known in PART_KEYS.items():
@@ -84,6 +84,17 @@ def read_grid(path: Path) -> Grid:
     grid = Grid(path, sections, methods)
     _check_references(grid)
     return grid
+
+
+def _with_other(sections: dict[str, Any], path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A grid laid over the one it ``extends``, a file beside it."""
+    other = sections.pop('extends', None)
+    if other is None:
+        return sections
+    file = path.parent / other
+    if file in seen:
+        raise ValueError(f'{path}: extends itself')
+    return overlaid(_with_other(read_option(file), file, (*seen, file)), sections)
 
 
 def _extended(methods: Mapping[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -67,14 +67,19 @@ def call(code: str, arguments: list[str], log: Path, slot: int, threads: int | N
 class Study:
     """The folder of a study: option files, experiments, caches, logs and a result per run."""
 
-    def __init__(self, grid: Grid, folder: Path, threads: int | None = None) -> None:
-        self.grid, self.folder, self.threads = grid, folder, threads
+    def __init__(
+        self, grid: Grid, folder: Path, test_sets: list[str] | None = None, threads: int | None = None
+    ) -> None:
+        self.grid, self.folder, self.test_sets, self.threads = grid, folder, test_sets, threads
 
     def result_file(self, run: Run) -> Path:
         return self.folder / 'runs' / f'{run.name}.json'
 
     def result_of(self, run: Run) -> dict[str, Any] | None:
-        """What a finished run measured; None while there is nothing, ValueError where it ran with other options."""
+        """What a finished run measured; ValueError where it ran with other options than the grid has now.
+
+        None while there is nothing, or figures of other test sets, so that it has to be measured again.
+        """
         path = self.result_file(run)
         if not path.is_file():
             return None
@@ -84,7 +89,7 @@ class Study:
                 f'{path}: was made with other options than the grid file has now: repeat it with --redo {run.name}, or '
                 'give another --out'
             )
-        return result
+        return result if self.test_sets in (None, result['test_sets']) else None
 
     def forget(self, run: Run) -> None:
         """Take the result of a run away, and its experiment out of the way of a new one."""
@@ -105,33 +110,38 @@ class Study:
         arguments += ['--self-ensemble'] if part.get('self_ensemble') else []
         call(CACHE, arguments, self.folder / 'logs' / f'cache_{name}.log', 0, None)
 
-    def carry_out(self, run: Run, test_sets: list[str], slot: int = 0) -> dict[str, Any]:
+    def carry_out(self, run: Run, slot: int = 0) -> None:
         """Train a run to its end, measure it and keep the result; one that was begun goes on from its checkpoint."""
         experiment, place = self.folder / 'experiments' / run.name, self.result_file(run)
         option_file = write_option(completed(run, self.folder, run.name), self.folder / 'options' / f'{run.name}.yml')
         place.parent.mkdir(parents=True, exist_ok=True)
         raw = place.with_suffix('.measured')
-        arguments = [str(experiment), str(raw), *test_sets]
+        arguments = [str(experiment), str(raw), *self.test_sets]
         if not weights_file(self.folder, run.name).is_file():
             arguments = ['--train', str(self.folder.absolute()), str(option_file), *arguments]
         call(WORK, arguments, self.folder / 'logs' / f'{run.name}.log', slot, self.threads)
         result = {
             'run': run.name, 'digest': run.digest(), 'student': run.student, 'method': run.method, 'seed': run.seed,
             'clock': run.clock, 'iterations': run.iterations, 'step_seconds': step_seconds(experiment, run.iterations),
-            'threads': self.threads or torch.get_num_threads(), **json.loads(raw.read_text()),
+            'threads': self.threads or torch.get_num_threads(), 'test_sets': self.test_sets,
+            **json.loads(raw.read_text()),
         }  # fmt: skip
         write_atomically(place, json.dumps(result, indent=1).encode())
         raw.unlink()
-        return result
 
-    def measure_networks(self, test_sets: list[str]) -> None:
+    def measure_networks(self) -> None:
         """Evaluate teachers and targets that the grid's ``networks`` name, where that has not been done."""
         for title, part in self.grid.networks.items():
             place, source = self._network_file(title), self._network_source(part)
-            if source.parent.exists() and not place.is_file() and Path(str(source).split(':')[0]).is_file():
+            if place.is_file() and json.loads(place.read_text())['test_sets'] == self.test_sets:
+                continue
+            if Path(source.rpartition(':')[0]).is_file():  # the cache was needed, so its networks are there
                 place.parent.mkdir(parents=True, exist_ok=True)
-                log = self.folder / 'logs' / f'{place.stem}.log'
-                call(WORK, [str(source), str(place), *test_sets], log, 0, None)
+                raw = place.with_suffix('.measured')
+                call(WORK, [source, str(raw), *self.test_sets], self.folder / 'logs' / f'{place.stem}.log', 0, None)
+                found = {'test_sets': self.test_sets, **json.loads(raw.read_text())}
+                write_atomically(place, json.dumps(found, indent=1).encode())
+                raw.unlink()
 
     def networks(self) -> dict[str, Any]:
         """Title -> what was measured of it."""
@@ -141,9 +151,9 @@ class Study:
     def _network_file(self, title: str) -> Path:
         return self.folder / 'networks' / f'{as_file_name(title)}.json'
 
-    def _network_source(self, part: str) -> Path:
+    def _network_source(self, part: str) -> str:
         cache, _, rest = part.partition(':')
-        return self.folder / 'options' / f'cache_{cache}.yml:{rest}'
+        return f'{self.folder}/options/cache_{cache}.yml:{rest}'
 
 
 def step_seconds(experiment: Path, iterations: int) -> float | None:
