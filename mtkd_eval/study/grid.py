@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ KEYS = (
 )  # fmt: skip
 REQUIRED = ('name', 'scale', 'iterations', 'seeds', 'test_sets', 'base', 'students', 'methods')
 PART_KEYS = {
-    'trained': ('title', 'cache', 'iterations', 'seed', 'options'),
-    'caches': ('options', 'stores', 'self_ensemble'),
-    'students': ('title', 'options', 'iterations', 'seeds'),
+    'trained': ('title', 'extends', 'cache', 'iterations', 'seed', 'options'),
+    'caches': ('extends', 'options', 'stores', 'self_ensemble'),
+    'students': ('title', 'extends', 'options', 'iterations', 'seeds'),
     'methods': ('title', 'note', 'extends', 'cache', 'students', 'seeds', 'options', 'for_student'),
     'wall_clock': ('like', 'students', 'methods', 'seeds'),
     'questions': ('method', 'best_of', 'students'),
 }
+EXTENDABLE = ('trained', 'caches', 'students', 'methods')
 CACHE_PART = re.compile(r'(?P<cache>[^:]+):(target|teachers\..+)')
 
 
@@ -58,7 +59,6 @@ class Grid:
 
     path: Path
     sections: Mapping[str, Any]
-    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # with what they extend
 
     def __getattr__(self, name: str) -> Any:
         if name in KEYS:
@@ -80,8 +80,10 @@ def read_grid(path: Path) -> Grid:
     for key, value in (('seeds', sections['seeds']), ('test_sets', sections['test_sets'])):
         if not isinstance(value, list) or not value:
             raise ValueError(f'{path}: {key} should be a list of at least one; it is {value!r}')
-    methods = {name: _extended(sections['methods'], name, path) for name in sections['methods']}
-    grid = Grid(path, sections, methods)
+    for section in EXTENDABLE:
+        parts = sections.get(section) or {}
+        sections[section] = {name: _extended(parts, name, f'{path}: {section}') for name in parts}
+    grid = Grid(path, sections)
     _check_references(grid)
     return grid
 
@@ -97,16 +99,17 @@ def _with_other(sections: dict[str, Any], path: Path, seen: tuple[Path, ...] = (
     return overlaid(_with_other(read_option(file), file, (*seen, file)), sections)
 
 
-def _extended(methods: Mapping[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def _extended(parts: Mapping[str, Any], name: str, where: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A part of a section laid over the one it ``extends``."""
     if name in seen:
-        raise ValueError(f'{path}: methods.{name} extends itself: {" -> ".join((*seen, name))}')
-    own = dict(methods[name] or {})
+        raise ValueError(f'{where}.{name} extends itself: {" -> ".join((*seen, name))}')
+    own = dict(parts[name] or {})
     other = own.pop('extends', None)
     if other is None:
         return own
-    if other not in methods:
-        raise ValueError(f"{path}: methods.{name} extends '{other}': {nearest(other, methods)}")
-    return overlaid(_extended(methods, other, path, (*seen, name)), own)
+    if other not in parts:
+        raise ValueError(f"{where}.{name} extends '{other}': {nearest(other, parts)}")
+    return overlaid(_extended(parts, other, where, (*seen, name)), own)
 
 
 def _check_references(grid: Grid) -> None:
@@ -150,11 +153,11 @@ def shortened(grid: Grid, iterations: int) -> Grid:
     sections = {**grid.sections, 'iterations': iterations, 'seeds': grid.seeds[:1]}
     sections |= {
         key: {name: short(part or {}) for name, part in grid.sections[key].items()}
-        for key in ('trained', 'students') if key in grid.sections
+        for key in EXTENDABLE
     }  # fmt: skip
     if grid.wall_clock:
         sections['wall_clock'] = short(grid.wall_clock)
-    return Grid(grid.path, sections, {name: short(part) for name, part in grid.methods.items()})
+    return Grid(grid.path, sections)
 
 
 def trained_runs(grid: Grid) -> dict[str, Run]:
