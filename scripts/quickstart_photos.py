@@ -62,7 +62,18 @@ def main(argv: list[str] | None = None) -> int:
                 print(f'error: {error}', file=sys.stderr)
                 return 2
             code = prepare(
-                ['--hr', f'{folder}/{part}', '--out', str(out / part), '--scale', '4', '--sub-image', '0', *options]
+                [
+                    '--hr',
+                    f'{folder}/{part}',
+                    '--out',
+                    str(out / part),
+                    '--scale',
+                    '2',
+                    '4',
+                    '--sub-image',
+                    '0',
+                    *options,
+                ]
             )
         if code:
             return code

@@ -161,3 +161,10 @@ def test_a_grid_may_be_laid_over_another(tmp_path: Path) -> None:
     write_option({'extends': 'loop.yml'}, tmp_path / 'loop.yml')
     with pytest.raises(ValueError, match='extends itself'):
         read_grid(tmp_path / 'loop.yml')
+
+
+def test_networks_are_trained_after_those_they_need(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, trained={'merge': {'options': {'path': '@late'}}, 'late': {'options': {}}})
+    assert list(trained_runs(grid)) == ['late', 'merge', 'unused']
+    with pytest.raises(ValueError, match='need each other: merge -> late -> merge'):
+        grid_of(tmp_path, trained={'merge': {'options': {'path': '@late'}}, 'late': {'options': {'path': '@merge'}}})

@@ -85,6 +85,7 @@ def read_grid(path: Path) -> Grid:
         sections[section] = {name: _extended(parts, name, f'{path}: {section}') for name in parts}
     grid = Grid(path, sections)
     _check_references(grid)
+    trained_runs(grid)
     return grid
 
 
@@ -161,14 +162,25 @@ def shortened(grid: Grid, iterations: int) -> Grid:
 
 
 def trained_runs(grid: Grid) -> dict[str, Run]:
-    """The networks that others need, in the order of the file."""
-    runs = {}
-    for name, part in grid.trained.items():
-        options = overlaid(grid.base, _cache_options(grid, part.get('cache')), part.get('options'))
-        iterations = part.get('iterations', grid.iterations)
+    """The networks that others need, each after those it needs itself. Raises ValueError where they go in a circle."""
+    runs: dict[str, Run] = {}
+
+    def make(name: str, seen: tuple[str, ...]) -> None:
+        if name in seen:
+            raise ValueError(f'{grid.path}: trained networks need each other: {" -> ".join((*seen, name))}')
+        part = grid.trained[name]
         cache = part.get('cache')
+        options = overlaid(grid.base, _cache_options(grid, cache), part.get('options'))
         needs = _needs(grid, options, cache)
+        for other in needs:
+            if other not in runs:
+                make(other, (*seen, name))
+        iterations = part.get('iterations', grid.iterations)
         runs[name] = Run(name, options, iterations, part.get('seed', 0), cache, needs, _basis(grid, cache, needs, runs))
+
+    for name in grid.trained:
+        if name not in runs:
+            make(name, ())
     return runs
 
 
