@@ -32,7 +32,7 @@ TEACHER_KEYS = {
     **RUN_KEYS,
 }
 AGGREGATOR_KEYS = {
-    'network': ('mapping', 'required with path', 'such as `{type: DCTSwin, ...}`; it pads by itself'),
+    'network': ('mapping', 'the one that the file names', 'such as `{type: DCTSwin, ...}`; it pads by itself'),
     'inputs': ('list of teachers', 'required with path, else all as listed', 'the order of its input channels'),
     'path': ('path', 'required with network', 'what stage 1 trained; the order stored in it must be that of inputs'),
     **_FILE_KEYS,
