@@ -1,10 +1,16 @@
-.PHONY: test quickstart options format dist
+.PHONY: test quickstart study options docs format dist
 
 test:            ## environment if missing, ruff, pytest with coverage
 	bash scripts/test.sh
 
-quickstart:      ## train three small teachers, the aggregator and a student
+quickstart:      ## distil a student from the teachers that ship
 	bash scripts/quickstart.sh
+
+study:           ## every method on three small students, three seeds: hours on two cores
+	python scripts/run_study.py options/study/small_x4.yml
+
+docs:            ## the site, in site/
+	mkdocs build --strict
 
 options:         ## write options/ from the templates
 	python scripts/make_options.py
