@@ -47,7 +47,17 @@ setup(
     extras_require={
         'docs': DOCS,
         'export': EXPORT,
-        'test': ['pytest', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'scipy<2', 'ruff', 'scikit-image', *DOCS, *EXPORT],
+        'test': [
+            'pytest',
+            'pytest-cov',
+            'pytest-xdist',
+            'hypothesis',
+            'scipy<2',
+            'ruff',
+            'scikit-image',
+            *DOCS,
+            *EXPORT,
+        ],
     },
     entry_points={
         'console_scripts': [
