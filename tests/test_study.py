@@ -10,7 +10,7 @@ from conftest import AGGREGATOR, write_option
 
 from mtkd_eval.study import running
 from mtkd_eval.study.command import main
-from mtkd_eval.study.running import RunFailedError, call, in_parallel, step_seconds
+from mtkd_eval.study.running import RunFailedError, Study, call, in_parallel, step_seconds, visible_devices
 
 KD = {'distill': {'kd': {'type': 'OutputDistiller', 'teacher': 'edsr', 'loss': {'type': 'L1Loss'}}}}
 WAVELET = {'distill': {'wavelet': {'type': 'OutputDistiller', 'loss': {'type': 'WaveletLoss'}}}}
@@ -105,7 +105,7 @@ def test_a_study_runs_is_resumed_and_written_up(
     assert page.read_text() == before
     capsys.readouterr()
     assert main([str(grid), '--out', str(out), '--list']) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done'] * 3
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done'] * 4
 
     # other test sets: everything is measured again, and nothing trained
     calls: list[list[str]] = []
@@ -116,15 +116,88 @@ def test_a_study_runs_is_resumed_and_written_up(
             stand_in(arguments)
 
     monkeypatch.setattr(running, 'call', measured)
-    assert main([*command, '--set', f'other={data}/val/GT,{data}/val/LRbicx4']) == 0
+    sets = ['--set', f'other={data}/val/GT,{data}/val/LRbicx4']
+    command += sets
+    assert main(command) == 0
     assert len(calls) == 7  # the aggregator, three runs, one at equal time, a teacher and the target
     assert not any('--train' in arguments for arguments in calls)
 
     # another loss in the grid: the old result is not passed off as the new one
-    changed = grid.read_text().replace('WaveletLoss', 'L1Loss')
-    grid.write_text(changed)
+    grid.write_text(grid.read_text().replace('WaveletLoss', 'L1Loss'))
     assert main(command) == 2
-    assert '--redo edsr-mtkd-seed3' in capsys.readouterr().err
+    assert 'than now: edsr-mtkd-seed3: repeat them with --redo-stale' in capsys.readouterr().err
+    assert main([str(grid), '--out', str(out), *sets, '--list']) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done', 'done', 'stale', 'done']
+    calls.clear()
+    assert main([*command, '--redo-stale']) == 0
+    assert [arguments[0] for arguments in calls] == ['--train']
+    assert (out / 'experiments/edsr-mtkd-seed3_archived_0').is_dir()
+
+
+def test_an_unfinished_run_of_other_options_is_not_gone_on_with(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'out'
+
+    def killed(code: str, arguments: list[str], log: Path, *rest: object) -> None:
+        weights = out / 'experiments/edsr-scratch-seed3/models/net_g_latest.pth'
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        raise RunFailedError(f'{log}: killed after training, before measuring')
+
+    command = [str(grid), '--out', str(out), '--only', 'edsr-scratch*']
+    monkeypatch.setattr(running, 'call', killed)
+    assert main(command) == 2
+    assert 'killed after training' in capsys.readouterr().err  # and not that there is nothing to write up
+    grid.write_text(grid.read_text().replace('gt_size: 64', 'gt_size: 48'))
+    assert main(command) == 2
+    assert 'edsr-scratch-seed3' in capsys.readouterr().err
+
+    calls: list[list[str]] = []
+    monkeypatch.setattr(running, 'call', lambda code, arguments, *rest: calls.append(arguments) or stand_in(arguments))
+    grid.write_text(grid.read_text().replace('gt_size: 48', 'gt_size: 64'))
+    assert main(command) == 0
+    assert '--train' not in calls[0]  # with its own options it is only measured
+
+
+def test_what_needs_a_repeated_network_is_repeated_too(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / 'out', []
+
+    def measured(code: str, arguments: list[str], log: Path, *rest: object) -> None:
+        calls.append(log.stem)
+        if code == running.CACHE:
+            Path(arguments[arguments.index('--out') + 1]).mkdir(parents=True)
+        else:
+            stand_in(arguments)
+
+    monkeypatch.setattr(running, 'call', measured)
+    command = [str(grid), '--out', str(out)]
+    assert main(command) == 0
+    assert {'merge', 'cache_plain', 'cache_merged', 'edsr-mtkd-seed3', 'edsr-kd-seed3'} <= set(calls)
+    calls.clear()
+    monkeypatch.setattr(Study, 'cache', lambda study, name: calls.append(f'cache_{name}'))
+    assert main([*command, '--redo', 'merge']) == 0
+    assert [name for name in calls if name != 'cache_plain'] == ['merge', 'cache_merged', 'edsr-mtkd-seed3']
+    assert not (out / 'caches/merged').exists()
+    assert (out / 'caches/plain').is_dir()
+
+
+def test_what_needs_a_network_that_failed_is_left_out_and_the_rest_is_run(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(code: str, arguments: list[str], log: Path, *rest: object) -> None:
+        if log.stem == 'merge':
+            raise RunFailedError('the aggregator burst')
+        if code != running.CACHE:
+            stand_in(arguments)
+
+    monkeypatch.setattr(running, 'call', measured)
+    assert main([str(grid), '--out', str(tmp_path / 'out')]) == 2
+    assert 'the aggregator burst' in capsys.readouterr().err
+    study = json.loads((tmp_path / 'out/study.json').read_text())
+    assert [each['method'] for each in study['results']] == ['scratch', 'kd']
 
 
 def test_a_failed_run_keeps_no_other_from_its_figures(
@@ -150,6 +223,8 @@ def test_a_failed_run_keeps_no_other_from_its_figures(
     [
         (['--jobs', '0'], '--jobs must be at least 1'),
         (['--only', 'rcan-*'], 'no run by such a name, such as edsr-scratch-seed3'),
+        (['--redo', 'rcan-*'], '--redo rcan-*: no run by such a name'),
+        (['--smoke', '--page', 'results.md'], 'leave --page and --json out'),
         (['--set', 'nowhere'], 'nowhere'),
         (['--report'], 'no finished run to write up'),
     ],
@@ -201,10 +276,21 @@ def test_a_full_disk_is_no_failure_of_one_run() -> None:
 
 
 def test_the_time_of_a_step_is_the_median_without_the_warm_up(tmp_path: Path) -> None:
-    lines = [
-        f'INFO: [toy..][epoch:  0, iter: {iteration:7,}, lr:(1.000e-03,)] [eta: 0:00:01, time (data): {time} (0.0)]'
-        for iteration, time in ((50, 9.0), (600, 0.2), (1200, 0.4), (2000, 0.3))
-    ]
-    (tmp_path / 'train_toy_1.log').write_text('\n'.join(lines))
-    assert step_seconds(tmp_path, 2000) == 0.3
+    def line(seconds: float, iteration: int) -> str:
+        at = f'2026-01-01 00:{int(seconds // 60):02}:{seconds % 60:06.3f}'.replace('.', ',')
+        return f'{at} INFO: [toy..][epoch:  0, iter:{iteration:8,}, lr:(1.000e-03,)] [eta: 0:00:01, time (data): 9 (0)]'
+
+    first = [line(0, 100), line(100, 300), line(150, 500), line(180, 700)]
+    second = [line(1000, 600), line(1050, 800), line(1100, 1000)]  # a resumed run
+    (tmp_path / 'train_toy_1.log').write_text('\n'.join(first))
+    (tmp_path / 'train_toy_2.log').write_text('\n'.join(second))
+    assert step_seconds(tmp_path, 2000) == pytest.approx(0.25)  # of .25, .15, .25 and .25, the first being warm-up
     assert step_seconds(tmp_path / 'nowhere', 2000) is None
+
+
+def test_every_job_has_a_gpu_of_those_the_user_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
+    assert visible_devices() == ['2', '5']
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 3)
+    assert visible_devices() == ['0', '1', '2']

@@ -7,7 +7,16 @@ import pytest
 from conftest import REPO, write_option
 
 from mtkd_eval.study.command import needed_parts
-from mtkd_eval.study.grid import clock_runs, completed, read_grid, shortened, student_runs, trained_runs
+from mtkd_eval.study.grid import (
+    clock_cells,
+    clock_iterations,
+    clock_runs,
+    completed,
+    read_grid,
+    shortened,
+    student_runs,
+    trained_runs,
+)
 from mtkd_eval.study.overlay import filled_in, overlaid, references
 
 GRID = {
@@ -101,8 +110,10 @@ def test_a_digest_follows_everything_below_a_run_and_nothing_else(tmp_path: Path
 
 def test_equal_time_is_the_pace_of_the_method_it_is_like(tmp_path: Path) -> None:
     grid = grid_of(tmp_path)
-    pace = {('edsr', 'mtkd'): 1.0, ('edsr', 'scratch'): 0.5, ('rcan', 'scratch'): 0.5}
-    runs = clock_runs(grid, pace)
+    assert clock_cells(grid) == [('edsr', 'scratch'), ('edsr', 'other')]
+    assert clock_iterations(grid, 'edsr', 0.5, 1.0) == 200
+    assert clock_iterations(grid, 'edsr', 500.0, 1.0) == 1
+    runs = clock_runs(grid, {('edsr', 'scratch'): 200})
     assert [(run.name, run.iterations) for run in runs] == [
         ('edsr-scratch-seed0-clock', 200),
         ('edsr-scratch-seed1-clock', 200),
@@ -111,10 +122,35 @@ def test_equal_time_is_the_pace_of_the_method_it_is_like(tmp_path: Path) -> None
     assert clock_runs(grid, {}) == []
 
 
+def test_other_weights_or_images_are_another_run(tmp_path: Path) -> None:
+    weights, images = tmp_path / 'edsr.pth', tmp_path / 'images'
+    weights.write_bytes(b'one')
+    images.mkdir()
+
+    def digests() -> list[str]:
+        changes = {
+            'base': {'datasets': {'train': {'dataroot_gt': str(images)}}},
+            'caches': {
+                name: {'options': {'teachers': {'edsr': {'path': str(weights)}}}} for name in ('plain', 'merged')
+            },
+        }
+        return [run.digest() for run in student_runs(grid_of(tmp_path, **changes))[:2]]
+
+    scratch, mtkd = digests()
+    assert digests() == [scratch, mtkd]
+    weights.write_bytes(b'two')
+    again = digests()
+    assert again[0] == scratch
+    assert again[1] != mtkd
+    (images / 'a.png').write_bytes(b'1')
+    assert digests()[0] != scratch
+
+
 def test_a_smoke_run_is_short_everywhere(tmp_path: Path) -> None:
     grid = shortened(grid_of(tmp_path), 4)
     assert {run.iterations for run in (*student_runs(grid), *trained_runs(grid).values())} == {4}
     assert {run.seed for run in student_runs(grid)} == {0}
+    assert grid.name == 'tiny_smoke'
 
 
 @pytest.mark.parametrize(

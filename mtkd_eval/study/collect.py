@@ -1,21 +1,40 @@
 """Gathers what the runs of a study measured."""
 
+import json
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from mtkd_eval.study.grid import Run
+from mtkd_data.lmdb_store import write_atomically
+from mtkd_eval.study.grid import Run, clock_cells, clock_iterations
 from mtkd_eval.study.running import Study
 
 
-def pace_of(study: Study, runs: Sequence[Run]) -> dict[tuple[str, str], float]:
-    """(student, method) -> seconds of a step, the median over the seeds; pairs without a finished run are missing."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        result = study.result_of(run)
-        if result and result['step_seconds']:
-            found.setdefault((run.student, run.method), []).append(result['step_seconds'])
-    return {cell: median(times) for cell, times in found.items()}
+def clock_plan(study: Study, planned: Sequence[Run], keep: bool) -> dict[tuple[str, str], int]:
+    """(student, method) -> steps at equal time, of the cells whose times are known.
+
+    Times vary from run to run, so a number once planned stays: in ``clock.json``, written if ``keep``. A cell waits
+    until all its runs, and those of the method it is compared with, are there.
+    """
+    path = study.folder / 'clock.json'
+    begun = json.loads(path.read_text()) if path.is_file() else {}
+    found = {}
+    for student, method in clock_cells(study.grid):
+        pace, of_like = (pace_of(study, planned, student, name) for name in (method, study.grid.wall_clock['like']))
+        known = begun.get(f'{student}-{method}')
+        if known or (pace and of_like):
+            found[student, method] = known or clock_iterations(study.grid, student, pace, of_like)
+    if keep and found:
+        content = begun | {'-'.join(cell): steps for cell, steps in found.items()}
+        write_atomically(path, json.dumps(content, indent=1).encode())
+    return found
+
+
+def pace_of(study: Study, planned: Sequence[Run], student: str, method: str) -> float | None:
+    """Seconds of a step, the median over the seeds; None until all of them are done."""
+    results = [study.result_of(run) for run in planned if (run.student, run.method) == (student, method)]
+    times = [result['step_seconds'] if result else None for result in results]
+    return median(times) if times and None not in times else None
 
 
 def as_study(study: Study, planned: Sequence[Run], timed: Sequence[Run]) -> dict[str, Any]:
@@ -31,6 +50,8 @@ def as_study(study: Study, planned: Sequence[Run], timed: Sequence[Run]) -> dict
         'reference': grid.reference or None,
         'like': grid.wall_clock.get('like'),
         'planned': len(planned) + len(timed),
+        'given_sets': study.test_sets,
+        'own_sets': study.test_sets == grid.test_sets,
         'test_sets': list(results[0]['sets']) if results else [],
         'students': {name: titled(part, name)['title'] for name, part in grid.students.items()},
         'methods': {name: titled(part, name) for name, part in grid.methods.items()},

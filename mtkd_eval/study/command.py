@@ -3,10 +3,12 @@
 import argparse
 import fnmatch
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from mtkd_data.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.image_sets import find_sets
-from mtkd_eval.study.collect import as_study, pace_of
-from mtkd_eval.study.grid import Grid, Run, clock_runs, read_grid, shortened, student_runs, trained_runs
+from mtkd_eval.study.collect import as_study, clock_plan
+from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
+from mtkd_eval.study.overlay import references
 from mtkd_eval.study.report import gains_of, insert, to_markdown
 from mtkd_eval.study.running import RunFailedError, Study, in_parallel
 from mtkd_eval.study.statistics import gains_over
@@ -53,40 +56,81 @@ def needed_parts(grid: Grid, runs: Iterable[Run]) -> tuple[list[str], list[str]]
     return [name for name in trained if name in networks], [name for name in grid.caches if name in caches]
 
 
-def make_parts(study: Study, runs: Sequence[Run]) -> None:
-    """Train the networks and make the caches that ``runs`` need."""
+def stale_parts(study: Study, runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Runs and caches, of ``runs`` and what they need, that were made with other options, weights or images."""
+    runs = list(runs)
+    networks, caches = needed_parts(study.grid, runs)
+    trained = trained_runs(study.grid)
+    stale = [run for run in (*(trained[name] for name in networks), *runs) if study.is_stale(run)]
+    return stale, [name for name in caches if study.is_stale_cache(name)]
+
+
+def forget(study: Study, runs: Iterable[Run], caches: Iterable[str], among: Iterable[Run]) -> None:
+    """Forget ``runs`` and ``caches``, and of ``among`` and the caches everything that was made from them."""
+    gone = {run.name: run for run in runs}
+    lost = set(caches)
+    everything = {run.name: run for run in (*trained_runs(study.grid).values(), *among)}
+    before = None
+    while before != (len(gone), len(lost)):
+        before = len(gone), len(lost)
+        lost |= {name for name in study.grid.caches if references(cache_options(study.grid, name)) & gone.keys()}
+        gone |= {name: run for name, run in everything.items() if run.cache in lost or gone.keys() & set(run.needs)}
+    for run in gone.values():
+        study.forget(run)
+    for name in lost:
+        study.forget_cache(name)
+
+
+def make_parts(study: Study, runs: Sequence[Run]) -> dict[str, str]:
+    """Train the networks and make the caches that ``runs`` need; name -> message of those that failed."""
     trained = trained_runs(study.grid)
     networks, caches = needed_parts(study.grid, runs)
     made: set[str] = set()
+    failures: dict[str, str] = {}
+
+    def attempt(name: str, what: str, work: Callable[[], None]) -> None:
+        bar.set_description(what)
+        try:
+            work()
+        except RunFailedError as error:
+            failures[name] = str(error)
+        bar.update()
 
     def make_cache(name: str | None) -> None:
-        if name and name not in made:
+        if name and name not in made and not references(cache_options(study.grid, name)) & failures.keys():
             made.add(name)
-            bar.set_description(f'cache {name}')
-            study.cache(name)
-            bar.update()
+            attempt(f'cache {name}', f'cache {name}', partial(study.cache, name))
 
     with tqdm(total=len(networks) + len(caches), unit='part') as bar:
         for name in networks:
             make_cache(trained[name].cache)
-            bar.set_description(name)
-            if study.result_of(trained[name]) is None:
-                study.carry_out(trained[name])
-            bar.update()
+            if not is_blocked(trained[name], failures):
+                done = study.result_of(trained[name]) is not None
+                attempt(name, name, (lambda: None) if done else partial(study.carry_out, trained[name]))
         for name in caches:
             make_cache(name)
+    return failures
 
 
-def run_all(study: Study, runs: Sequence[Run], jobs: int, what: str) -> dict[str, str]:
+def is_blocked(run: Run, failures: Collection[str]) -> bool:
+    """Whether something that ``run`` needs failed."""
+    return f'cache {run.cache}' in failures or any(name in failures for name in run.needs)
+
+
+def run_all(study: Study, runs: Sequence[Run], what: str) -> dict[str, str]:
     """Train and measure what has no result yet; name -> message of the runs that failed."""
     waiting = [run for run in runs if study.result_of(run) is None]
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc=what, unit='run') as bar:
-        return in_parallel({run.name: partial(study.carry_out, run) for run in waiting}, jobs, bar.update)
+        return in_parallel({run.name: partial(study.carry_out, run) for run in waiting}, study.jobs, bar.update)
 
 
 def listing(study: Study, runs: Sequence[Run]) -> str:
-    """A line per run: done or waiting, and its name."""
-    return '\n'.join(f'{"waiting" if study.result_of(run) is None else "done":8} {run.name}' for run in runs)
+    """A line per run: done, waiting or stale, and its name."""
+
+    def state(run: Run) -> str:
+        return 'stale' if study.is_stale(run) else 'waiting' if study.result_of(run) is None else 'done'
+
+    return '\n'.join(f'{state(run):8} {run.name}' for run in runs)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -113,9 +157,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='test sets as for evaluate.py (default: test_sets of the grid)',
     )
     add('--only', nargs='+', metavar='PATTERN', help='runs by name, * and ? allowed: <student>-<method>-seed<n>')
-    add('--redo', nargs='+', default=[], metavar='PATTERN', help='runs to forget and repeat')
+    add('--redo', nargs='+', metavar='PATTERN', help='runs and trained networks to repeat, with all that needs them')
+    add('--redo-stale', action='store_true', help='repeat what was made with other options, weights or images')
     add('--jobs', type=int, default=1, help='trainings at a time; with several GPUs one each (default: 1)')
-    add('--threads', type=int, help='CPU threads of a training (default: all)')
+    add('--threads', type=int, help='CPU threads of a training (default: cores / jobs)')
     add('--list', action='store_true', help='say what is done and what waits, and do nothing')
     add('--report', action='store_true', help='run nothing, write up what is there')
     add(
@@ -127,41 +172,72 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(given: argparse.Namespace) -> dict[str, str]:
-    """What the command line asks for; the runs that failed."""
+    """What the command line asks for; name -> message of what failed."""
     if given.jobs < 1:
         raise ValueError(f'--jobs must be at least 1, got {given.jobs}')
+    if given.smoke and (given.page or given.json):
+        raise ValueError('--smoke makes no figures to keep: leave --page and --json out')
     grid = read_grid(given.grid)
     folder = given.out or Path('results/study') / grid.name
     if given.smoke:
         grid, folder = shortened(grid, SMOKE_ITERATIONS), folder.with_name(f'{folder.name}_smoke')
-    study = Study(grid, folder, given.sets, given.threads)
+    threads = given.threads or (max((os.cpu_count() or 1) // given.jobs, 1) if given.jobs > 1 else None)
+    study = Study(grid, folder, given.sets or grid.test_sets, threads, given.jobs)
     planned = student_runs(grid)
-    runs = _chosen(planned, given.only)
+    chosen = _chosen(planned, given.only)
+    redone = _chosen([*trained_runs(grid).values(), *planned], given.redo or [], '--redo')
     if given.list:
-        print(listing(study, runs))
+        print(listing(study, [*chosen, *clock_runs(grid, clock_plan(study, planned, keep=False))]))
         return {}
     failures = {}
     if not given.report:
         prepare_data(grid)
-        study.test_sets = given.sets or grid.test_sets
         find_sets(study.test_sets, {grid.scale})  # raises where one is missing, before the first step
+        if given.smoke:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         with only_run(folder):
-            for each in (*trained_runs(grid).values(), *planned):
-                if any(fnmatch.fnmatch(each.name, pattern) for pattern in given.redo):
-                    study.forget(each)
-            make_parts(study, runs)
-            failures = run_all(study, runs, given.jobs, 'students')
-            timed = clock_runs(grid, pace_of(study, planned))
-            failures |= run_all(study, _chosen(timed, given.only), given.jobs, 'equal time')
-            study.measure_networks()
-    write_up(study, planned, given.page, given.json)
+            _clear(study, planned, redone, given.redo_stale)
+            failures = carry_out(study, planned, chosen, given.only)
+    for message in failures.values():
+        print(f'error: {message}', file=sys.stderr)
+    if not failures or any(study.result_of(each) for each in planned):
+        write_up(study, planned, given.page, given.json)
     return failures
+
+
+def _clear(study: Study, planned: Sequence[Run], redone: Sequence[Run], redo_stale: bool) -> None:
+    """Forget what is to be repeated. Raises ValueError where something is stale and not to be repeated."""
+    everything = [*planned, *clock_runs(study.grid, clock_plan(study, planned, keep=False))]
+    forget(study, redone, (), everything)
+    runs, caches = stale_parts(study, everything)
+    if redo_stale:
+        forget(study, runs, caches, everything)
+    elif runs or caches:
+        names = [*(run.name for run in runs), *(f'cache {name}' for name in caches)]
+        raise ValueError(
+            f'{study.folder}: made with other options, weights or images than now: {", ".join(names)}: repeat them '
+            'with --redo-stale, or give another --out'
+        )
+
+
+def carry_out(
+    study: Study, planned: Sequence[Run], chosen: Sequence[Run], only: Sequence[str] | None
+) -> dict[str, str]:
+    """Everything that is missing of ``chosen``, then of the runs at equal time; name -> message of what failed."""
+    failures = make_parts(study, chosen)
+    failures |= run_all(study, [run for run in chosen if not is_blocked(run, failures)], 'students')
+    timed = clock_runs(study.grid, clock_plan(study, planned, keep=True))
+    timed = timed if only is None else [run for run in timed if _matches(run, only)]
+    if timed:
+        failures |= make_parts(study, timed)
+        failures |= run_all(study, [run for run in timed if not is_blocked(run, failures)], 'equal time')
+    return failures | study.measure_networks()
 
 
 def write_up(study: Study, planned: Sequence[Run], page: Path | None, copy: Path | None) -> None:
     """Write study.json, gains.json and results.md, and the tables into ``page``."""
-    timed = clock_runs(study.grid, pace_of(study, planned))
+    timed = clock_runs(study.grid, clock_plan(study, planned, keep=False))
     content = as_study(study, planned, timed)
     if not content['results']:
         raise ValueError(f'{study.folder}: no finished run to write up')
@@ -180,22 +256,19 @@ def write_up(study: Study, planned: Sequence[Run], page: Path | None, copy: Path
         write_atomically(page, insert(old, study.grid.name, text).encode())
 
 
-def _chosen(runs: Sequence[Run], patterns: Sequence[str] | None) -> list[Run]:
-    if patterns is None:
-        return list(runs)
-    found = [run for run in runs if any(fnmatch.fnmatch(run.name, pattern) for pattern in patterns)]
-    if not found and runs and not runs[0].clock:
-        raise ValueError(f'--only {" ".join(patterns)}: no run by such a name, such as {runs[0].name}')
-    return found
+def _matches(run: Run, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(run.name, pattern) for pattern in patterns)
+
+
+def _chosen(runs: Sequence[Run], patterns: Sequence[str] | None, option: str = '--only') -> list[Run]:
+    """The runs that ``patterns`` name, all for None. Raises ValueError for a pattern that names none."""
+    for pattern in patterns or ():
+        if not any(_matches(run, [pattern]) for run in runs) and not pattern.endswith('-clock'):
+            raise ValueError(f'{option} {pattern}: no run by such a name, such as {runs[0].name}')
+    return [run for run in runs if patterns is None or _matches(run, patterns)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
     given = _parse(argv)
-    return exit_code(lambda: _report(run(given)))
-
-
-def _report(failures: Mapping[str, str]) -> int:
-    for message in failures.values():
-        print(f'error: {message}', file=sys.stderr)
-    return 2 if failures else 0
+    return exit_code(lambda: 2 if run(given) else 0)

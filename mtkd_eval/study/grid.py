@@ -10,6 +10,7 @@ from typing import Any
 
 from mtkd.checks import nearest, require_keys, require_known_keys
 from mtkd.option_file import read_option
+from mtkd_eval.study.fingerprints import fingerprints
 from mtkd_eval.study.overlay import filled_in, overlaid, references
 
 KEYS = (
@@ -45,8 +46,9 @@ class Run:
     clock: bool = False  # given the time of another method instead of its steps
 
     def digest(self) -> str:
-        """SHA-256 of everything that decides the result."""
-        return _digest([self.options, self.iterations, self.seed, self.cache, self.basis])
+        """SHA-256 of everything that decides the result: options, weights, images."""
+        own = [self.options, self.iterations, self.seed, self.cache, self.basis]
+        return _digest([*own, fingerprints(self.options)])
 
 
 def _digest(value: Any) -> str:
@@ -151,7 +153,9 @@ def shortened(grid: Grid, iterations: int) -> Grid:
     def short(part: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in part.items() if key not in ('iterations', 'seeds')}
 
-    sections = {**grid.sections, 'iterations': iterations, 'seeds': grid.seeds[:1]}
+    base = overlaid(grid.base, {'logger': {'print_freq': 1}})
+    sections = {**grid.sections, 'name': f'{grid.name}_smoke', 'base': base}
+    sections |= {'iterations': iterations, 'seeds': grid.seeds[:1]}
     sections |= {
         key: {name: short(part or {}) for name, part in grid.sections[key].items()}
         for key in EXTENDABLE
@@ -196,22 +200,24 @@ def student_runs(grid: Grid) -> list[Run]:
     return runs
 
 
-def clock_runs(grid: Grid, step_seconds: Mapping[tuple[str, str], float]) -> list[Run]:
-    """The methods of ``wall_clock`` for as long as the method ``like`` takes.
-
-    ``step_seconds``: (student, method) -> seconds a step; pairs that are missing wait for them.
-    """
+def clock_cells(grid: Grid) -> list[tuple[str, str]]:
+    """(student, method) of ``wall_clock``: the methods that run once more, for as long as the method ``like`` takes."""
     like = grid.wall_clock.get('like')
-    runs = []
-    for seed in grid.wall_clock.get('seeds', grid.seeds) if like else ():
-        for student in grid.wall_clock.get('students', grid.students):
-            for method in grid.wall_clock.get('methods', grid.methods):
-                pace = step_seconds.get((student, like)), step_seconds.get((student, method))
-                if method != like and None not in pace:
-                    run = _student_run(grid, student, method, seed)
-                    iterations = max(round(run.iterations * pace[0] / pace[1]), 1)
-                    runs.append(_student_run(grid, student, method, seed, iterations))
-    return runs
+    students = grid.wall_clock.get('students', grid.students) if like else ()
+    methods = grid.wall_clock.get('methods', grid.methods)
+    return [(student, method) for student in students for method in methods if method != like]
+
+
+def clock_iterations(grid: Grid, student: str, pace: float, pace_of_like: float) -> int:
+    """How many steps of ``pace`` seconds fit into the time that the method ``like`` takes."""
+    return max(round(grid.students[student].get('iterations', grid.iterations) * pace_of_like / pace), 1)
+
+
+def clock_runs(grid: Grid, iterations: Mapping[tuple[str, str], int]) -> list[Run]:
+    """The runs at equal time of the cells whose number of steps is known, all of the first seed first."""
+    seeds = grid.wall_clock.get('seeds', grid.seeds)
+    cells = [cell for cell in clock_cells(grid) if cell in iterations]
+    return [_student_run(grid, *cell, seed, iterations[cell]) for seed in seeds for cell in cells]
 
 
 def _student_run(grid: Grid, student: str, method: str, seed: int, iterations: int | None = None) -> Run:
@@ -226,6 +232,11 @@ def _student_run(grid: Grid, student: str, method: str, seed: int, iterations: i
     needs = _needs(grid, options, cache)
     basis = _basis(grid, cache, needs, trained_runs(grid))
     return Run(name, options, steps, seed, cache, needs, basis, student, method, iterations is not None)
+
+
+def cache_digest(grid: Grid, cache: str) -> str:
+    """SHA-256 of everything that decides what a cache holds."""
+    return _basis(grid, cache, _needs(grid, {}, cache), trained_runs(grid))
 
 
 def cache_options(grid: Grid, cache: str) -> dict[str, Any]:
@@ -245,8 +256,9 @@ def _needs(grid: Grid, options: Mapping[str, Any], cache: str | None) -> tuple[s
 
 
 def _basis(grid: Grid, cache: str | None, needs: tuple[str, ...], trained: Mapping[str, Run]) -> str:
-    made = [cache_options(grid, cache), grid.caches[cache]] if cache else []
-    return _digest([made, [trained[name].digest() for name in needs]])
+    options = cache_options(grid, cache) if cache else {}
+    part = {key: value for key, value in grid.caches[cache].items() if key != 'extends'} if cache else {}
+    return _digest([options, part, fingerprints(options), [trained[name].digest() for name in needs]])
 
 
 def completed(run: Run, folder: Path, name: str) -> dict[str, Any]:

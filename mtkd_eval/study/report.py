@@ -37,17 +37,22 @@ def to_markdown(study: Mapping[str, Any], level: int = 2) -> str:
 
 def introduction(study: Mapping[str, Any]) -> str:
     """What was run, where, and how to read it."""
-    made = study['results'][0]['circumstances'] if study['results'] else {}
     seeds = sorted({each['seed'] for each in study['results']})
+    sets = '' if study['own_sets'] else f' --set {" ".join(study["given_sets"])}'
     text = [
-        f'`python scripts/run_study.py {study["grid"]}`: x{study["scale"]}, {study["iterations"]} steps a student, '
-        f'seeds {", ".join(map(str, seeds))}, {len(study["results"])} of {study["planned"]} runs.',
+        f'`python scripts/run_study.py {study["grid"]}{sets}`: x{study["scale"]}, {study["iterations"]} steps a '
+        f'student, seeds {", ".join(map(str, seeds))}, {len(study["results"])} of {study["planned"]} runs.',
         "Figures are means over the seeds, ± half the width of Student's 95 % interval; PSNR-Y in dB, "
         f'{study["scale"]} pixels cropped. Gains are paired: with a seed every method has the same initial weights.',
         "`mean` is the mean of the test sets' means.",
     ]
-    if made:
-        text.append(f'Device: {made["device"]}, torch {made["torch"]}.')
+    machines = {(each.get('trained_on') or each['circumstances'])['device'] for each in study['results']}
+    versions = {(each.get('trained_on') or each['circumstances'])['torch'] for each in study['results']}
+    jobs = {f'{each.get("jobs", 1)} at a time on {each["threads"]} threads' for each in study['results']}
+    text.append(
+        f'Trained on: {", ".join(sorted(machines))}; torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}. '
+        'The time of a step leaves out what was made once: caches and aggregators.'
+    )
     return '\n'.join(text)
 
 
@@ -68,9 +73,14 @@ def questions_table(study: Mapping[str, Any]) -> str:
             if found:
                 lines.append(
                     f'| {title} | {study["students"][student]} | {study["methods"][other]["title"]} | '
-                    f'{signed(found)} | {won[0]} of {won[1]} | {"yes" if found.above_zero else "no"} |'
+                    f'{signed(found)} | {won[0]} of {won[1]} | {verdict(found)} |'
                 )
     return '\n'.join(lines)
+
+
+def verdict(found: Interval) -> str:
+    """Whether the interval lies above zero; a dash where there is none."""
+    return NONE if found.low is None else 'yes' if found.above_zero else 'no'
 
 
 def networks_table(study: Mapping[str, Any]) -> str:
@@ -99,7 +109,8 @@ def student_table(study: Mapping[str, Any], student: str) -> str:
             continue
         row = [within(spread(cell, name)) for name in sets]
         mean = f'{means[method]:.3f}'
-        row.append(f'**{mean}**' if means[method] == max(means.values()) else mean)
+        whole = len({len(each) for each in cells.values() if each}) == 1  # means over other seeds do not compare
+        row.append(f'**{mean}**' if whole and means[method] == max(means.values()) else mean)
         row.append(f'{spread(cell, metric="ssim_y").mean:.4f}')
         if reference:
             found = gain(cell, cells[reference]) if cells[reference] and method != reference else None

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -21,12 +24,13 @@ from basicsr.utils.options import ordered_yaml
 
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_eval.comparison import as_file_name
-from mtkd_eval.study.grid import Grid, Run, cache_options, completed, weights_file
+from mtkd_eval.study.grid import Grid, Run, cache_digest, cache_options, completed, weights_file
 from mtkd_eval.study.overlay import filled_in
+from mtkd_eval.study.worker import TRAINED_ON
 
 CACHE = 'import sys; from mtkd_data.teacher_cache.command import main; sys.exit(main())'
 WORK = 'import sys; from mtkd_eval.study.worker import main; sys.exit(main())'
-STEP_TIME = re.compile(r'iter:\s*([\d,]+).* time \(data\): ([\d.]+)')
+LOGGED = re.compile(r'^(?P<at>[\d-]+ [\d:]+,\d+) INFO: \[.*iter:\s*(?P<iteration>[\d,]+)', re.MULTILINE)
 ERROR_LINES = 15
 
 
@@ -51,8 +55,8 @@ def call(code: str, arguments: list[str], log: Path, slot: int, threads: int | N
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
     if threads:
         environment |= {'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
-    if torch.cuda.device_count() > 1 and 'CUDA_VISIBLE_DEVICES' not in environment:
-        environment['CUDA_VISIBLE_DEVICES'] = str(slot % torch.cuda.device_count())
+    if len(devices := visible_devices()) > 1:
+        environment['CUDA_VISIBLE_DEVICES'] = devices[slot % len(devices)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('w') as output:
         done = subprocess.run(
@@ -64,40 +68,68 @@ def call(code: str, arguments: list[str], log: Path, slot: int, threads: int | N
         raise RunFailedError(f'{log} (exit code {done.returncode}):\n{end}')
 
 
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return named.split(',') if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
 class Study:
     """The folder of a study: option files, experiments, caches, logs and a result per run."""
 
     def __init__(
-        self, grid: Grid, folder: Path, test_sets: list[str] | None = None, threads: int | None = None
+        self, grid: Grid, folder: Path, test_sets: list[str], threads: int | None = None, jobs: int = 1
     ) -> None:
-        self.grid, self.folder, self.test_sets, self.threads = grid, folder, test_sets, threads
+        self.grid, self.folder, self.test_sets, self.threads, self.jobs = grid, folder, test_sets, threads, jobs
 
     def result_file(self, run: Run) -> Path:
         return self.folder / 'runs' / f'{run.name}.json'
 
-    def result_of(self, run: Run) -> dict[str, Any] | None:
-        """What a finished run measured; ValueError where it ran with other options than the grid has now.
+    def experiment_of(self, run: Run) -> Path:
+        return self.folder / 'experiments' / run.name
 
-        None while there is nothing, or figures of other test sets, so that it has to be measured again.
-        """
+    def result_of(self, run: Run) -> dict[str, Any] | None:
+        """What a finished run measured on the test sets; None while it has not, or of other options than these."""
         path = self.result_file(run)
-        if not path.is_file():
-            return None
-        result = json.loads(path.read_text())
-        if result['digest'] != run.digest():
-            raise ValueError(
-                f'{path}: was made with other options than the grid file has now: repeat it with --redo {run.name}, or '
-                'give another --out'
-            )
-        return result if self.test_sets in (None, result['test_sets']) else None
+        result = json.loads(path.read_text()) if path.is_file() else None
+        current = result and result['test_sets'] == self.test_sets and result['digest'] == run.digest()
+        return result if current else None
+
+    def is_stale(self, run: Run) -> bool:
+        """Whether what is there of a run was made, or begun, with other options, weights or images."""
+        begun = self.experiment_of(run).exists() or self.result_file(run).exists()
+        return begun and self._recorded(run.name) != run.digest()
+
+    def is_stale_cache(self, name: str) -> bool:
+        """Whether a cache, finished or not, was made of other networks or images."""
+        return any(path.exists() for path in self._cache_folders(name)) and (
+            self._recorded(f'cache_{name}') != cache_digest(self.grid, name)
+        )
+
+    def _recorded(self, name: str) -> str | None:
+        path = self.folder / 'digests' / name
+        return path.read_text() if path.is_file() else None
+
+    def _record(self, name: str, digest: str) -> None:
+        path = self.folder / 'digests' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, digest.encode())
+
+    def _cache_folders(self, name: str) -> tuple[Path, Path]:
+        return self.folder / 'caches' / name, self.folder / 'caches' / f'{name}.partial'
 
     def forget(self, run: Run) -> None:
         """Take the result of a run away, and its experiment out of the way of a new one."""
-        experiment = self.folder / 'experiments' / run.name
+        experiment = self.experiment_of(run)
         self.result_file(run).unlink(missing_ok=True)
         if experiment.exists():
-            others = len(list(experiment.parent.glob(f'{run.name}_archived_*')))
-            experiment.rename(experiment.with_name(f'{run.name}_archived_{others}'))
+            archived = [int(path.name.rpartition('_')[2]) for path in experiment.parent.glob(f'{run.name}_archived_*')]
+            experiment.rename(experiment.with_name(f'{run.name}_archived_{max(archived, default=-1) + 1}'))
+
+    def forget_cache(self, name: str) -> None:
+        """Delete a cache: the same command makes it again."""
+        for path in self._cache_folders(name):
+            shutil.rmtree(path, ignore_errors=True)
 
     def cache(self, name: str) -> None:
         """Make a teacher cache; one that is there already is only looked at."""
@@ -108,11 +140,13 @@ class Study:
         arguments = ['-opt', str(option_file), '--out', str(self.folder / 'caches' / name)]
         arguments += ['--stores', *part.get('stores', ['target'])]
         arguments += ['--self-ensemble'] if part.get('self_ensemble') else []
+        self._record(f'cache_{name}', cache_digest(self.grid, name))
         call(CACHE, arguments, self.folder / 'logs' / f'cache_{name}.log', 0, None)
 
     def carry_out(self, run: Run, slot: int = 0) -> None:
         """Train a run to its end, measure it and keep the result; one that was begun goes on from its checkpoint."""
-        experiment, place = self.folder / 'experiments' / run.name, self.result_file(run)
+        experiment, place = self.experiment_of(run), self.result_file(run)
+        self._record(run.name, run.digest())
         option_file = write_option(completed(run, self.folder, run.name), self.folder / 'options' / f'{run.name}.yml')
         place.parent.mkdir(parents=True, exist_ok=True)
         raw = place.with_suffix('.measured')
@@ -123,47 +157,75 @@ class Study:
         result = {
             'run': run.name, 'digest': run.digest(), 'student': run.student, 'method': run.method, 'seed': run.seed,
             'clock': run.clock, 'iterations': run.iterations, 'step_seconds': step_seconds(experiment, run.iterations),
-            'threads': self.threads or torch.get_num_threads(), 'test_sets': self.test_sets,
-            **json.loads(raw.read_text()),
+            'threads': self.threads or torch.get_num_threads(), 'jobs': self.jobs, 'test_sets': self.test_sets,
+            'trained_on': trained_on(experiment), **json.loads(raw.read_text()),
         }  # fmt: skip
         write_atomically(place, json.dumps(result, indent=1).encode())
         raw.unlink()
 
-    def measure_networks(self) -> None:
-        """Evaluate teachers and targets that the grid's ``networks`` name, where that has not been done."""
+    def measure_networks(self) -> dict[str, str]:
+        """Evaluate teachers and targets that the grid's ``networks`` name; title -> message of those that failed."""
+        failures = {}
         for title, part in self.grid.networks.items():
-            place, source = self._network_file(title), self._network_source(part)
-            if place.is_file() and json.loads(place.read_text())['test_sets'] == self.test_sets:
-                continue
-            if Path(source.rpartition(':')[0]).is_file():  # the cache was needed, so its networks are there
-                place.parent.mkdir(parents=True, exist_ok=True)
+            source = f'{self.folder}/options/cache_{part.replace(":", ".yml:", 1)}'
+            if self._network(title) is None and Path(source.rpartition(':')[0]).is_file():  # its cache was needed
+                place = self._network_file(title)
                 raw = place.with_suffix('.measured')
-                call(WORK, [source, str(raw), *self.test_sets], self.folder / 'logs' / f'{place.stem}.log', 0, None)
-                found = {'test_sets': self.test_sets, **json.loads(raw.read_text())}
+                place.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    call(WORK, [source, str(raw), *self.test_sets], self.folder / 'logs' / f'{place.stem}.log', 0, None)
+                except RunFailedError as error:
+                    failures[title] = str(error)
+                    continue
+                found = {
+                    'digest': self._network_digest(title),
+                    'test_sets': self.test_sets,
+                    **json.loads(raw.read_text()),
+                }
                 write_atomically(place, json.dumps(found, indent=1).encode())
                 raw.unlink()
+        return failures
 
     def networks(self) -> dict[str, Any]:
         """Title -> what was measured of it."""
-        files = {title: self._network_file(title) for title in self.grid.networks}
-        return {title: json.loads(path.read_text()) for title, path in files.items() if path.is_file()}
+        return {title: found for title in self.grid.networks if (found := self._network(title))}
+
+    def _network(self, title: str) -> dict[str, Any] | None:
+        place = self._network_file(title)
+        found = json.loads(place.read_text()) if place.is_file() else None
+        current = found and (found['digest'], found['test_sets']) == (self._network_digest(title), self.test_sets)
+        return found if current else None
+
+    def _network_digest(self, title: str) -> str:
+        cache, _, part = self.grid.networks[title].partition(':')
+        return f'{cache_digest(self.grid, cache)}:{part}'
 
     def _network_file(self, title: str) -> Path:
         return self.folder / 'networks' / f'{as_file_name(title)}.json'
 
-    def _network_source(self, part: str) -> str:
-        cache, _, rest = part.partition(':')
-        return f'{self.folder}/options/cache_{cache}.yml:{rest}'
+
+def trained_on(experiment: Path) -> dict[str, Any] | None:
+    """Device and versions of a training, as its process left them."""
+    path = experiment / TRAINED_ON
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def step_seconds(experiment: Path, iterations: int) -> float | None:
-    """Seconds of a training step: the median of what the trainer logged after the first tenth; None without any."""
-    found = [
-        (int(match[1].replace(',', '')), float(match[2]))
-        for log in sorted(experiment.glob('train_*.log'))
-        for match in STEP_TIME.finditer(log.read_text(errors='replace'))
-    ]
-    times = [seconds for iteration, seconds in found if iteration > iterations / 10]
+    """Seconds of a training step: the median over the lines of the trainer's log after the first tenth.
+
+    From the times at which they were logged, data and optimizer included. None without two such lines.
+    """
+    times = []
+    for log in sorted(experiment.glob('train_*.log')):
+        found = [
+            (int(match['iteration'].replace(',', '')), datetime.strptime(match['at'], '%Y-%m-%d %H:%M:%S,%f'))
+            for match in LOGGED.finditer(log.read_text(errors='replace'))
+        ]
+        times += [
+            (after[1] - before[1]).total_seconds() / (after[0] - before[0])
+            for before, after in pairwise(found)
+            if before[0] >= iterations / 10 and after[0] > before[0]
+        ]
     return median(times) if times else None
 
 

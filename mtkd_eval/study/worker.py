@@ -10,13 +10,16 @@ import mtkd  # noqa: F401  first: it mends BasicSR
 # isort: split
 from basicsr.train import train_pipeline
 
+from mtkd_data.folder_lock import only_run
 from mtkd_data.lmdb_store import write_atomically
 from mtkd_data.teacher_cache.command import choose_device
 from mtkd_eval.comparison import evaluate
 from mtkd_eval.image_sets import find_sets
 from mtkd_eval.load import load_network
 from mtkd_eval.measure import RunSettings
+from mtkd_eval.record import circumstances
 
+TRAINED_ON = 'trained_on.json'
 KEPT = {'psnr_y': 4, 'ssim_y': 6}  # decimal places
 
 
@@ -27,7 +30,10 @@ def measured(source: str, test_sets: list[str]) -> dict[str, Any]:
     results = evaluate([network], sets, choose_device(None, 0), RunSettings(repeats=0))
     row = results['networks'][0]
     images = {
-        name: {image: {key: round(found[key], digits) for key, digits in KEPT.items()} for image, found in each.items()}
+        name: {
+            image: {key: found[key] and round(found[key], digits) for key, digits in KEPT.items()}
+            for image, found in each.items()
+        }
         for name, each in ((name, found['images']) for name, found in row['sets'].items())
     }
     return {
@@ -36,7 +42,19 @@ def measured(source: str, test_sets: list[str]) -> dict[str, Any]:
 
 
 def train(root: str, option_file: str) -> None:
-    """BasicSR's trainer on an option file, its experiments below ``root``; it goes on from the newest checkpoint."""
+    """BasicSR's trainer on an option file, its experiments below ``root``; it goes on from the newest checkpoint.
+
+    Raises FileExistsError while another process is at it.
+    """
+    experiment = Path(root, 'experiments', Path(option_file).stem)
+    experiment.parent.mkdir(parents=True, exist_ok=True)
+    with only_run(experiment):
+        _train(root, option_file)
+    made = circumstances(choose_device(None, 0))
+    write_atomically(experiment / TRAINED_ON, json.dumps(made).encode())
+
+
+def _train(root: str, option_file: str) -> None:
     arguments, sys.argv = sys.argv, ['train.py', '-opt', option_file, '--auto_resume']
     try:
         train_pipeline(root)

@@ -1,0 +1,46 @@
+"""What the files that an option names hold, so that a result of other weights or images is not taken for a new one."""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mtkd_data.teacher_cache.description import sha256_of_file
+
+LISTING = 'meta_info.txt'
+
+
+def fingerprints(options: Any) -> list[list[str]]:
+    """[path, fingerprint] of every file and folder that strings in ``options`` name, in the order of the paths."""
+    return [[path, of_path(Path(path))] for path in sorted(set(_paths(options))) if Path(path).exists()]
+
+
+def of_path(path: Path) -> str:
+    """SHA-256 of a file; of a folder that of its files' names and sizes, and of the listing of an LMDB."""
+    if path.is_file():
+        return _of_file(path, path.stat().st_mtime_ns, path.stat().st_size)
+    names = [
+        f'{file.relative_to(path).as_posix()} {file.stat().st_size}'
+        for file in sorted(path.rglob('*'))
+        if file.is_file() and file.name != 'lock.mdb'
+    ]
+    listing = path / LISTING
+    names += [listing.read_text()] if listing.is_file() else []
+    return hashlib.sha256('\n'.join(names).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _of_file(path: Path, modified: int, size: int) -> str:
+    return sha256_of_file(path)
+
+
+def _paths(options: Any) -> Iterator[str]:
+    if isinstance(options, Mapping):
+        for value in options.values():
+            yield from _paths(value)
+    elif isinstance(options, list | tuple):
+        for value in options:
+            yield from _paths(value)
+    elif isinstance(options, str) and '/' in options:
+        yield options
