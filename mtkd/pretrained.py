@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def table(networks: Sequence[Shipped]) -> str:
 
 
 def copy_to(target: Path) -> list[Path]:
-    """Copy all weights and cards that ship into the new folder ``target``.
+    """Copy all weights and cards that ship into the new folder ``target``, which appears when all of it is there.
 
     Raises FileExistsError for one that is there, FileNotFoundError where nothing ships.
     """
@@ -65,8 +66,16 @@ def copy_to(target: Path) -> list[Path]:
         raise FileNotFoundError(f'{FOLDER}: no networks ship with this version')
     if target.exists():
         raise FileExistsError(f'{target} exists already; give a new folder')
-    target.mkdir(parents=True)
-    return [Path(shutil.copyfile(path, target / path.name)) for path in files]
+    partial = target.with_name(f'.{target.name}.{os.getpid()}')
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            shutil.copyfile(path, partial / path.name)
+        partial.rename(target)
+    except BaseException:  # KeyboardInterrupt too
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return [target / path.name for path in files]
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -43,11 +43,11 @@ def read_state_dict(path: str | Path, param_key: str | None = None) -> StateDict
     """The state dict in a ``.pth``, ``.pt`` or ``.safetensors`` file, on the CPU, under the names it has there.
 
     Without ``param_key`` the first of ``PARAM_KEYS`` (``params_ema``, ``params``, ...) is taken, or the file itself
-    when it is a bare state dict. A ``module.`` prefix goes.
+    when it is a bare state dict. A ``module.`` prefix goes. ``path`` may begin with ``~``, as everywhere here.
 
     Raises FileNotFoundError, or ValueError for a file that is no checkpoint or lacks ``param_key``.
     """
-    content = _read(Path(path))
+    content = _read(Path(path).expanduser())
     return {_without_module(name): value for name, value in _select(content, param_key, path).items()}
 
 
@@ -57,9 +57,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Of a safetensors file the header alone is read, its texts as JSON where they are; empty for foreign files. Raises
     what ``read_state_dict`` raises.
     """
-    if Path(path).suffix == '.safetensors':
-        return {key: _parsed(text) for key, text in _explained(Path(path), _safetensors_header).items()}
-    content = _read(Path(path))
+    path = Path(path).expanduser()
+    if path.suffix == '.safetensors':
+        return {key: _parsed(text) for key, text in _explained(path, _safetensors_header).items()}
+    content = _read(path)
     metadata = content.get('mtkd', {}) if isinstance(content, Mapping) else {}
     return dict(metadata) if isinstance(metadata, Mapping) else {}
 

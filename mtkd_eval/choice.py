@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtkd_eval.comparison import as_file_name
 from mtkd_eval.image_sets import ImageSet
 from mtkd_eval.load import LoadedNetwork, load_network
 
@@ -52,14 +53,25 @@ def with_bicubic(sources: Sequence[str], loaded: list[LoadedNetwork], sets: Sequ
 
 
 def check_names(networks: Sequence[LoadedNetwork], sets: Sequence[ImageSet]) -> None:
-    """Raise ValueError for two networks of one name and scale, and for a network without a set of its scale."""
-    seen: dict[tuple[str, int], str] = {}
+    """Raise ValueError for two networks, or two sets, of one scale and one file name, which would share a folder.
+
+    Raises it for a network without a set of its scale as well.
+    """
+    seen: dict[tuple[str, int], LoadedNetwork] = {}
     for network in networks:
-        key = network.name, network.scale
-        if key in seen:
-            both = f'{seen[key]} and {network.source}'
-            raise ValueError(f"two networks are called '{network.name}': {both}: label them, LABEL=SOURCE")
-        seen[key] = network.source
+        other = seen.setdefault((as_file_name(network.name), network.scale), network)
+        if other is not network:
+            alike = '' if other.name == network.name else f" or '{other.name}', one as a file name"
+            both = f'{other.source} and {network.source}'
+            raise ValueError(f"two networks are called '{network.name}'{alike}: {both}: label them, LABEL=SOURCE")
         if all(images.scale != network.scale for images in sets):
             there = ', '.join(f'{images.name} (x{images.scale})' for images in sets)
             raise ValueError(f'{network.name} upsamples by {network.scale}, but there is no test set for it: {there}')
+    known: dict[tuple[str, int], ImageSet] = {}
+    for images in sets:
+        other_set = known.setdefault((as_file_name(images.name), images.scale), images)
+        if other_set is not images:
+            raise ValueError(
+                f"two test sets x{images.scale} are called '{other_set.name}' and '{images.name}', one as a file name: "
+                'name them, NAME=HR,LR'
+            )

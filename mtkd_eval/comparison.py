@@ -13,7 +13,7 @@ from mtkd_data.teacher_cache.description import sha256_of_file
 from mtkd_eval.cost import COUNTED, count_macs, count_parameters
 from mtkd_eval.image_sets import ImageSet
 from mtkd_eval.loaded import LoadedNetwork
-from mtkd_eval.measure import RunSettings, make_runner, measure_set, repeatable
+from mtkd_eval.measure import METRICS, RunSettings, border_of, make_runner, measure_set, repeatable
 from mtkd_eval.perceptual import Perceptual, perceptual
 from mtkd_eval.record import circumstances
 
@@ -30,16 +30,21 @@ def evaluate(
     settings: RunSettings,
     save: Path | None = None,
     progress: bool | None = False,
+    keep_going: bool = False,
 ) -> dict[str, Any]:
     """Every network on every set of its scale; the content of the JSON file.
 
-    ``progress``: False for no bar, True for one, None for one where stderr is a terminal.
+    ``progress``: False for no bar, True for one, None for one where stderr is a terminal. Raises MemoryError, naming
+    the image, where one does not fit; with ``keep_going`` that becomes a note of the network, which then has no figures
+    for this set, and is raised only where no network has any.
     """
     lpips, reason = perceptual(device)
     total = sum(len(images.pairs) for network in networks for images in sets if images.scale == network.scale)
     bar = tqdm(total=total, unit='image', disable=None if progress is None else not progress)
     with bar, repeatable(), torch.no_grad():
-        rows = [_evaluate_one(network, sets, device, settings, lpips, save, bar) for network in networks]
+        rows = [_evaluate_one(network, sets, device, settings, lpips, save, bar, keep_going) for network in networks]
+    if networks and not any(found['images'] for row in rows for found in row['sets'].values()):
+        raise MemoryError(rows[0]['notes'][-1])
     return {
         'circumstances': circumstances(device),
         'settings': asdict(settings),
@@ -56,6 +61,7 @@ def _evaluate_one(
     lpips: Perceptual | None,
     save: Path | None,
     bar: tqdm,
+    keep_going: bool,
 ) -> dict[str, Any]:
     bar.set_description(network.name)
     described = describe(network, settings)
@@ -64,9 +70,22 @@ def _evaluate_one(
     for images in sets:
         if images.scale == network.scale:
             folder = save and save / f'{as_file_name(network.name)}_x{network.scale}' / as_file_name(images.name)
-            found[images.name] = measure_set(run, images, device, settings, lpips, folder, bar.update)
+            try:
+                found[images.name] = measure_set(run, images, device, settings, lpips, folder, bar.update)
+            except MemoryError as error:
+                if not keep_going:
+                    raise
+                described['notes'].append(str(error))
+                found[images.name] = _nothing(border_of(images, settings))
     network.network.cpu()  # the next one needs the device's memory
     return {**described, 'sets': found}
+
+
+def _nothing(border: int) -> dict[str, Any]:
+    """What ``measure_set`` would give, without a figure."""
+    return {
+        'crop_border': border, 'mean': dict.fromkeys(METRICS), 'seconds': None, 'peak_bytes': None, 'images': {}
+    }  # fmt: skip
 
 
 def describe(network: LoadedNetwork, settings: RunSettings) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def run(given: Mapping[str, Any]) -> str:
     sets = find_sets(given['sets'], set(given['scale']) or {network.scale for network in loaded})
     networks = with_bicubic(given['networks'], loaded, sets)
     check_names(networks, sets)
-    results = evaluate(networks, sets, device, settings, given['save_images'], progress=True)
+    results = evaluate(networks, sets, device, settings, given['save_images'], progress=True, keep_going=True)
     for out, kind in formats.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, FORMATS[kind](results).encode())

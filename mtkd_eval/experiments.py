@@ -28,7 +28,8 @@ def option_in(folder: Path) -> Path:
 def trained_weights(opt: Mapping[str, Any], option_file: Path, experiment: Path | None = None) -> Path:
     """The newest weights of an experiment; its folder follows from ``name`` where it is not given.
 
-    ``net_g_latest.pth``, which BasicSR writes when training ends, else the checkpoint of most iterations. Raises
+    ``net_g_latest.pth``, which BasicSR writes when training ends, or the checkpoint of most iterations where that is
+    newer by the files' times: a training that had ended was resumed with more iterations, and is not at its end. Raises
     FileNotFoundError where there are none, ValueError for an option file without a name.
     """
     if experiment is None:
@@ -37,14 +38,15 @@ def trained_weights(opt: Mapping[str, Any], option_file: Path, experiment: Path 
         root = (opt.get('path') or {}).get('experiments_root') or 'experiments'
         experiment = Path(root).expanduser() / str(opt['name'])
     models = experiment / 'models'
-    if (models / 'net_g_latest.pth').is_file():
-        return models / 'net_g_latest.pth'
     numbered = {
         int(match[1]): path for path in models.glob('net_g_*.pth') if (match := CHECKPOINT.fullmatch(path.name))
     }
-    if not numbered:
+    latest, newest = models / 'net_g_latest.pth', numbered.get(max(numbered, default=0))
+    if latest.is_file() and (newest is None or newest.stat().st_mtime_ns <= latest.stat().st_mtime_ns):
+        return latest
+    if newest is None:
         raise FileNotFoundError(
             f'{option_file}: no weights at {models}/net_g_latest.pth: train it, run from the folder that holds '
             f'experiments/, or name the checkpoint itself with --network {option_file}'
         )
-    return numbered[max(numbered)]
+    return newest

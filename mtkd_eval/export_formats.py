@@ -93,12 +93,14 @@ def least_side(window: int) -> int:
     return window + 1 if window > 1 else 1
 
 
-def safetensors_bytes(weights: Mapping[str, Tensor], half: bool, metadata: Mapping[str, Any]) -> bytes:
-    """The weights, without what follows from the sizes (masks and position indices of SwinIR).
+def safetensors_bytes(
+    weights: Mapping[str, Tensor], half: bool, metadata: Mapping[str, Any], derived: bool = False
+) -> bytes:
+    """The weights; what follows from the sizes (masks and position indices of SwinIR) only with ``derived``.
 
     With ``half`` floating-point numbers are stored as float16. Raises ValueError where one is too large for it.
     """
-    kept = {name: value.detach().cpu() for name, value in weights.items() if not name.endswith(DERIVED)}
+    kept = {name: value.detach().cpu() for name, value in weights.items() if derived or not name.endswith(DERIVED)}
     if half:
         kept = {name: value.half() if value.is_floating_point() else value for name, value in kept.items()}
         for name, value in kept.items():

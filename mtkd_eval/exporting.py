@@ -1,9 +1,11 @@
 """A network as the content of ONNX, TorchScript, torch.export and safetensors files, each compared with PyTorch."""
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
@@ -29,7 +31,7 @@ from mtkd_eval.export_formats import (
 )
 from mtkd_eval.exportable import ExportableNetwork, is_mergeable
 from mtkd_eval.image_sets import ImageSet
-from mtkd_eval.loaded import LoadedNetwork
+from mtkd_eval.loaded import LoadedNetwork, built, reads_own_weights
 from mtkd_eval.stored import Figures, measure_stored
 from mtkd_eval.target import TargetNetwork, own_part
 
@@ -194,9 +196,9 @@ def _safetensors(
     facts['network'].pop('path', None)
     if isinstance(loaded.network, TargetNetwork):
         facts['inputs'] = list(loaded.network.ensemble.inputs)
-    data = safetensors_bytes(network.state_dict(), half, facts)
-    again = copy.deepcopy(loaded.network)
-    load_weights(unwrapped(own_part(again)), safetensors.torch.load(data), True, where)
+    derived = reads_own_weights(loaded.option)  # spandrel tells SwinIR, Swin2SR, DRCT and DAT by them
+    data = safetensors_bytes(network.state_dict(), half, facts, derived)
+    again = _read_back(data, loaded, where)
     sizes = check_sizes(loaded.window, size)
     found = difference(lambda image: forward_padded(again, image, loaded.scale, loaded.window), loaded, sizes)
     if found > (torch.inf if half else 0):
@@ -209,8 +211,20 @@ def _safetensors(
     quality = measure_stored(replace(loaded, network=again), loaded, sets)
     if quality:
         facts['psnr_y'] = {name: round(one['psnr_y'], 3) for name, one in quality.items()}
-        data = safetensors_bytes(network.state_dict(), half, facts)
+        data = safetensors_bytes(network.state_dict(), half, facts, derived)
     return Exported('safetensors', data, form, 'weights with the name of their network', found, sizes, quality)
+
+
+def _read_back(data: bytes, loaded: LoadedNetwork, where: str) -> nn.Module:
+    """The network with the weights of a safetensors file, read as ``load_network`` reads it."""
+    if not reads_own_weights(loaded.option):
+        again = copy.deepcopy(loaded.network)
+        load_weights(unwrapped(own_part(again)), safetensors.torch.load(data), True, where)
+        return again
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'weights.safetensors'
+        path.write_bytes(data)
+        return built(loaded.option, path, None, True, loaded.scale, loaded.name, where).network
 
 
 _MAKERS = {'onnx': _onnx, 'torchscript': _torchscript, 'export': _program, 'safetensors': _safetensors}

@@ -148,7 +148,7 @@ def _target(opt: Mapping[str, Any], path: Path, aggregator: Any, name: str) -> L
         raise type(error)(f'{path}: {error}') from error
     network = TargetNetwork(ensemble)
     merged = [section for section in (*plain.values(), aggregator) if section and section.get('path')]
-    weights = tuple(Path(section['path']) for section in merged)
+    weights = tuple(Path(section['path']).expanduser() for section in merged)
     source = f'target of {path}: {", ".join(map(str, weights))}'
     option = (with_named_network(aggregator, 'aggregator') if aggregator else {}).get('network')
     return frozen(name, network, opt['scale'], 1, source, network.align, weights, option)

@@ -49,8 +49,7 @@ def built(
     """
     if not weights.is_file():
         raise FileNotFoundError(f'{where}: no such weights file: {weights}')
-    kind = option.get('type') if isinstance(option, Mapping) else None
-    if kind is not None and getattr(lookup(ARCH_REGISTRY, kind, f'{where}.type'), 'reads_own_weights', False):
+    if reads_own_weights(option, where):
         own = {**option, 'path': str(weights), 'param_key': param_key}
         network = _built_from_own_file(own, weights, where)
         window = window_in(network)
@@ -59,6 +58,12 @@ def built(
         load_weights(network, read_weights(weights, param_key), strict, f'{where}: {weights}')
         window = window_of(option)
     return frozen(name, network, scale or 0, window, str(weights), window, (weights,), option)
+
+
+def reads_own_weights(option: Any, where: str = 'network') -> bool:
+    """Whether a network of this option builds itself from its file. Raises ValueError for a type that is unknown."""
+    kind = option.get('type') if isinstance(option, Mapping) else None
+    return kind is not None and getattr(lookup(ARCH_REGISTRY, kind, f'{where}.type'), 'reads_own_weights', False)
 
 
 def _built_from_own_file(option: Mapping[str, Any], weights: Path, where: str) -> nn.Module:

@@ -76,7 +76,7 @@ def measure_set(
     Metrics are those of ``score``, time and memory those of ``timed``. With ``save`` the outputs are written there as
     PNG. Raises MemoryError, naming the image, where it does not fit in memory.
     """
-    border = images.scale if settings.crop_border is None else settings.crop_border
+    border = border_of(images, settings)
     rows = {}
     for index, pair in enumerate(images.pairs):
         lq, gt = read_pair(pair, images.scale, device)
@@ -94,6 +94,11 @@ def measure_set(
             write_atomically(save / f'{pair.name}.png', encode_png(to_host(shown), 3))
         progress()
     return {'crop_border': border, 'mean': _means(rows), **_medians(rows), 'images': rows}
+
+
+def border_of(images: ImageSet, settings: RunSettings) -> int:
+    """Pixels cropped at each side before comparing."""
+    return images.scale if settings.crop_border is None else settings.crop_border
 
 
 def read_pair(pair: ImagePair, scale: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ def model_card(
         '## Input and output',
         _input_and_output(loaded),
         '## Training',
-        _table(('', ''), training_rows(training, loaded.weights)) if training else _unknown('how it was trained'),
+        _table(('', ''), training_rows(training, own_weights(loaded))) if training else _unknown('how it was trained'),
         '## Quality',
         _qualities(files, results),
         '## Made with',
@@ -86,10 +86,15 @@ def _input_and_output(loaded: LoadedNetwork) -> str:
     )
 
 
+def own_weights(loaded: LoadedNetwork) -> tuple[Path, ...]:
+    """The files of the weights themselves: of a target, whose teachers come first, that of its aggregator alone."""
+    return loaded.weights[-1:] if isinstance(loaded.network, TargetNetwork) else loaded.weights
+
+
 def training_option(source: str, loaded: LoadedNetwork) -> dict[str, Any] | None:
     """The option file of a training: ``source`` itself, or that of the experiment the weights lie in; else None."""
     candidates = [Path(source)] if source.endswith(('.yml', '.yaml')) else []
-    folders = [path.parent.parent for path in loaded.weights if path.parent.name == 'models']
+    folders = [path.parent.parent for path in own_weights(loaded) if path.parent.name == 'models']
     for folder in folders:
         try:
             candidates.append(option_in(folder))
@@ -195,7 +200,7 @@ def _teachers(opt: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _named(path: Any) -> dict[str, Any] | None:
-    return named_network(path) if path and Path(path).is_file() else None
+    return named_network(path) if path and Path(path).expanduser().is_file() else None
 
 
 def _terms(train: Mapping[str, Any]) -> Iterator[str]:

@@ -119,7 +119,7 @@ def _network(opt: Mapping[str, Any]) -> Encoder:
     if not isinstance(taps, Sequence) or isinstance(taps, str) or not taps:
         raise ValueError(f'encoder.taps should be a list of module paths; it is {taps!r}')
     network = build(ARCH_REGISTRY, opt['network'], 'encoder.network')
-    if not opt['path'] or not Path(opt['path']).is_file():
+    if not opt['path'] or not Path(opt['path']).expanduser().is_file():
         raise ValueError(
             f'encoder.path: no such file: {opt["path"]}: it should hold weights of {type(network).__name__}'
         )

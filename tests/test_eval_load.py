@@ -1,5 +1,6 @@
 """Networks from whatever holds them, and clear words for what does not."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_an_experiment_gives_the_averaged_weights_of_its_end(experiment: Path, l
 def test_an_unfinished_experiment_gives_its_newest_weights(experiment: Path, lq: Tensor) -> None:
     (experiment / 'models/net_g_latest.pth').unlink()
     check(load_network(experiment), network_of(4), lq)  # 1000 is more than 900, though not as text
+
+
+def test_a_training_that_was_resumed_beyond_its_end_and_stopped_gives_its_newest_weights(
+    experiment: Path, lq: Tensor
+) -> None:
+    latest = (experiment / 'models/net_g_latest.pth').stat().st_mtime_ns
+    later = save(experiment / 'models/net_g_1500.pth', params=network_of(7), params_ema=network_of(8))
+    os.utime(later, ns=(latest + 10**9, latest + 10**9))
+    check(load_network(experiment), network_of(8), lq)
+    os.utime(later, ns=(latest, latest))  # times of a copy that kept none
+    check(load_network(experiment), network_of(6), lq)
 
 
 def test_an_option_to_train_means_what_it_trained_not_what_it_began_with(

@@ -256,6 +256,47 @@ def test_an_image_that_does_not_fit_in_memory_is_named_with_the_remedy(
     assert 'astronaut.png (36x48) does not fit in memory: take tiles, such as --tile 128' in capsys.readouterr().err
 
 
+def test_a_network_that_does_not_fit_in_memory_leaves_the_others_their_figures(
+    network: Edsr, val: str, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    forward, sizes = measure.FrozenNetwork.forward, []
+
+    def no_room(self: Any, lq: Tensor, scale: int) -> Tensor:
+        sizes.append(lq.shape)
+        if type(self.network).__name__ == 'EDSR' and len(sizes) > 20:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return forward(self, lq, scale)
+
+    monkeypatch.setattr(measure.FrozenNetwork, 'forward', no_room)
+    command = ['bicubic', 'one=net.pth', 'two=net.pth', '--network', 'net.yml', '--scale', '4', '--set', val]
+    outs = [f'out.{ending}' for ending in ('json', 'md', 'csv', 'tex')]
+    assert main([*command, '--out', *outs]) == 0
+    bicubic, one, two = json.loads(Path('out.json').read_text())['networks']
+    assert bicubic['sets']['val']['mean']['psnr_y'] > 20
+    assert len(one['sets']['val']['images']) == 4
+    assert two['sets']['val']['images'] == {}
+    assert set(two['sets']['val']['mean'].values()) == {None}
+    (note,) = two['notes']
+    assert note.endswith('(36x48) does not fit in memory: take tiles, such as --tile 128')
+    assert f'- two: {note}.' in Path('out.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('networks', 'sets', 'message'),
+    [
+        (['a b=net.pth', 'a_b=net.pth'], ['one=VAL'], "two networks are called 'a_b' or 'a b', one as a file name"),
+        (['net.pth'], ['a b=VAL', 'a_b=VAL'], "two test sets x4 are called 'a b' and 'a_b', one as a file name"),
+    ],
+)
+def test_names_that_would_share_a_folder_of_images_are_refused(
+    networks: list[str], sets: list[str], message: str, network: Edsr, val: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [text.replace('VAL', f'{val}/GT,{val}/LRbicx4') for text in sets]
+    assert main([*networks, '--network', 'net.yml', '--set', *sets, '--save-images', 'images']) == 2
+    assert message in capsys.readouterr().err
+    assert not Path('images').exists()
+
+
 def test_an_interrupted_run_says_so(val: str, monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

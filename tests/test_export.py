@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils import img2tensor, tensor2img
-from conftest import build_arch, small_network, write_option
+from conftest import build_arch, small_network, stage_one, write_option
 from torch import Tensor, nn
 
 from mtkd_arch.frozen_network import forward_padded
@@ -369,6 +370,21 @@ def test_the_card_tells_the_training_from_the_option_file_beside_the_weights(opt
     ):
         assert line in card
     assert str(tmp_path) not in card
+
+
+def test_the_card_of_an_aggregator_tells_its_own_training_and_not_that_of_a_teacher(options, tmp_path):
+    kept = {'teachers': options['teachers']['edsr']['path'], 'merger': options['aggregator']['path']}
+    for name, weights in kept.items():
+        (tmp_path / name / 'models').mkdir(parents=True)
+        shutil.copy(weights, tmp_path / name / 'models/net_g_7.pth')
+    write_option({**options, 'name': 'a_teacher'}, tmp_path / 'teachers/option.yml')
+    options['teachers']['edsr']['path'] = str(tmp_path / 'teachers/models/net_g_7.pth')
+    write_option({**stage_one(options), 'name': 'the_merger'}, tmp_path / 'merger/option.yml')
+    assert export([str(tmp_path / 'merger'), '--out', str(tmp_path / 'out'), '--format', 'safetensors']) == 0
+    card = (tmp_path / 'out/the_merger.md').read_text()
+    assert '| experiment | the_merger |' in card
+    assert '| model | AggregationModel |' in card
+    assert '| iterations of these weights | 7 |' in card
 
 
 def results_of(file: Path, **changes: Any) -> dict[str, Any]:

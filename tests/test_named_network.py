@@ -16,6 +16,7 @@ from mtkd_arch.named_network import named_network
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_arch.weights import DERIVED, read_metadata, read_weights
 from mtkd_data.teacher_cache.cache import TeacherCache
+from mtkd_data.teacher_cache.description import compare_teachers, describe_networks
 from mtkd_eval.export import main as export
 from mtkd_eval.load import load_network
 
@@ -75,6 +76,25 @@ def test_weights_stored_in_half_precision_become_float32_of_the_same_values(
         for key, parameter in network.named_parameters():
             assert parameter.dtype == torch.float32
             assert torch.equal(parameter, original[key].half().float())
+
+
+def test_a_path_may_begin_with_the_home_folder_whether_or_not_the_network_is_named(
+    exported: dict[str, Path], lq: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(exported['edsr'].parent))
+    expected = TeacherEnsemble({'edsr': {'path': str(exported['edsr'])}}, 4)(lq)['edsr']
+    for named in ({}, {'network': small_network('edsr')}):
+        opt: Options = {'scale': 4, 'teachers': {'edsr': {'path': '~/edsr.safetensors', **named}}}
+        assert torch.equal(TeacherEnsemble(opt['teachers'], 4)(lq)['edsr'], expected)
+        source = write_option(opt, tmp_path / 'option.yml')
+        for part in ('teachers.edsr', 'target'):
+            loaded = load_network(f'{source}:{part}')
+            # merged tails sum in another order
+            torch.testing.assert_close(loaded.network(lq), expected, rtol=0, atol=1e-6)
+            assert loaded.weights == (exported['edsr'],)
+        whole = {'scale': 4, 'teachers': {'edsr': {'network': small_network('edsr'), 'path': '~/edsr.safetensors'}}}
+        made = describe_networks(whole, ['target'])
+        compare_teachers(made, opt, ['target'], tmp_path)  # a warning, that there is no file, would be an error
 
 
 def test_the_window_of_a_named_network_is_padded_to(short: Options) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,11 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import REPO, build_arch, read_option, write_option
 from torch.utils.data import default_collate
 
+from mtkd_data.preparation.prepare import _parse as parse_prepare
 from mtkd_data.teacher_cache.command import default_out
 from mtkd_data.teacher_cache.command import main as cache_teachers
 from mtkd_data.teacher_cache.plan import CacheSettings
+from mtkd_eval.export import _parse as parse_export
 
 sys.path.insert(0, str(REPO / 'scripts'))
 import make_options
@@ -135,6 +138,16 @@ def test_a_file_that_differs_from_its_template_is_found(
         'differs from its template: options/train_mtkd_x4.yml',
         'differs from its template: options/stray.yml',
     ]
+
+
+@pytest.mark.parametrize('name', ['edsr', 'rcan', 'swinir'])
+def test_the_commands_at_the_head_of_a_shipped_teacher_can_be_pasted(name: str) -> None:
+    head = (REPO / f'options/pretrained/train_{name}_x4.yml').read_text().partition('\nname:')[0]
+    commands = head.replace('#', '').replace('\\\n', ' ').splitlines()
+    data, train, out = (shlex.split(line)[1:] for line in commands if line.strip().startswith('python '))
+    assert vars(parse_prepare(data[1:]))['compression_level'] == 0
+    assert train == ['basicsr/train.py', '-opt', f'options/pretrained/train_{name}_x4.yml']
+    assert str(vars(parse_export(out[1:]))['out']) == 'mtkd/pretrained'
 
 
 def test_files_of_the_users_own_need_no_template(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -216,6 +216,18 @@ def test_gains_are_drawn_from_the_best_down_with_the_zero_line(drawn: Drawn) -> 
     assert axes[0].lines[4].get_markerfacecolor() == 'white'
 
 
+def test_a_gain_without_an_interval_is_a_point_that_says_n(drawn: Drawn, elsewhere: Path) -> None:
+    rows = [{**row, 'low': None, 'high': None, 'n': 1} for row in STUDY['gains'] if row['student'] == 'EDSR']
+    for name, some in (('alone', rows), ('mixed', [rows[0], *STUDY['gains'][1:3]])):
+        (elsewhere / f'{name}.json').write_text(json.dumps({**STUDY, 'gains': some}))
+    (panel,) = drawn(['gains', str(elsewhere / 'alone.json')]).axes
+    assert panel.get_title() == 'EDSR (n = 1)'
+    assert [text.get_text() for text in panel.texts] == ['+0.12', '+0.03', '\N{MINUS SIGN}0.07']
+    assert [line.get_marker() for line in panel.lines if line.get_marker() != 'None'] == ['D', 'D', 'D']
+    (panel,) = drawn(['gains', str(elsewhere / 'mixed.json')]).axes
+    assert panel.texts[1].get_text() == '+0.03, n = 1'
+
+
 def test_what_the_user_has_set_is_neither_used_nor_changed(elsewhere: Path) -> None:
     with matplotlib.rc_context({'font.size': 3, 'axes.facecolor': 'black'}):
         assert main([*COMMANDS['gains'], '--out', str(elsewhere / 'a.png')]) == 0
@@ -234,6 +246,10 @@ def test_what_the_user_has_set_is_neither_used_nor_changed(elsewhere: Path) -> N
         (['sheet', *NETWORKS, '--region', 'coffee:140,2,30'], 'coffee:140,2,30 leaves the image, which has 144x192'),
         (['sheet', *NETWORKS, '--region', 'coffee'], '--region coffee: expected IMAGE:TOP,LEFT,SIZE'),
         (['sheet', *NETWORKS, '--size', '137'], 'no image holds a region of 137x137 pixels 4 away from its border'),
+        (
+            ['sheet', 'one.pth', *NETWORKS[2:], '--hide', 'bicubic'],
+            'one is alone, so there is nowhere that the networks',
+        ),
         (['sheet', *NETWORKS, '--count', '0'], '--count must be at least 1, got 0'),
         (['sheet', *NETWORKS, '--font', '7'], '--font must be at least 8 points, got 7.0'),
         (['sheet', *NETWORKS, '--crop-border', '-1'], '--crop-border must be at least 0, got -1'),

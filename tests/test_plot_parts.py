@@ -135,6 +135,20 @@ def test_a_validation_between_two_lines_lies_at_the_next_multiple_of_val_freq() 
     assert parse_log(text).series['psnr/a'] == {250: 20, 500: 21, 600: 22}
 
 
+def test_validations_between_two_lines_are_counted() -> None:
+    head = '  val:[\n    val_freq: 50.0\n  ]\n'
+    text = head + ''.join(VALIDATION.format(name, at) for at in (50, 100, 150) for name in ('a', 'b'))
+    text += LINE.format(200, CLOCK, 1, 1) + ''.join(VALIDATION.format(name, at) for at in (200, 250) for name in 'ab')
+    for name in 'ab':
+        assert parse_log(text).series[f'psnr/{name}'] == {at: at for at in (50, 100, 150, 200, 250)}
+    total = '2026 INFO: Training statistics:\n\tTotal epochs: 3; iters: 270.\n'
+    ended = total + text + '2026 INFO: End of training. Time consumed: 0:04:59\n' + VALIDATION.format('a', 270)
+    assert parse_log(ended).series['psnr/a'] == {at: at for at in (50, 100, 150, 200, 250, 270)}
+    resumed = head + '2026 INFO: Resuming training from epoch: 0, iter: 420.\n'
+    resumed += VALIDATION.format('a', 450) + VALIDATION.format('a', 500)
+    assert parse_log(resumed).series['psnr/a'] == {450: 450, 500: 500}
+
+
 def test_logs_of_a_resumed_run_join_and_later_ones_win(tmp_path: Path) -> None:
     first = ''.join(LINE.format(at, CLOCK, 1, 1) for at in (10, 20, 30, 35))
     second = '2026 INFO: Resuming training from epoch: 0, iter: 20.\n' + LINE.format(30, CLOCK, 2, 2)
@@ -258,6 +272,13 @@ def test_gains_are_sorted_by_mean_within_each_student(tmp_path: Path) -> None:
     }
 
 
+def test_a_single_difference_has_no_interval(tmp_path: Path) -> None:
+    alone = {**ROW, 'low': None, 'high': None, 'n': 1}
+    (tmp_path / 'a.json').write_text(json.dumps({'gains': [alone], **WORDS}))
+    (row,) = read_gains(tmp_path / 'a.json').rows
+    assert (row.mean, row.low, row.high, row.ends) == (0.1, None, None, (0.1, 0.1))
+
+
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
@@ -268,6 +289,7 @@ def test_gains_are_sorted_by_mean_within_each_student(tmp_path: Path) -> None:
         ({'gains': [{**ROW, 'lo': 1}], **WORDS}, "unknown key 'lo' in .*gains.0: did you mean 'low'"),
         ({'gains': [{'student': 'a'}], **WORDS}, "gains.0 lacks the key 'method'"),
         ({'gains': [{**ROW, 'mean': 'x'}], **WORDS}, 'gains.0: expected numbers of dB'),
+        ({'gains': [{**ROW, 'high': None}], **WORDS}, 'gains.0: expected numbers of dB'),
         ({'gains': [{**ROW, 'high': 0.05}], **WORDS}, 'gains.0: expected low <= mean <= high, got 0.0, 0.1, 0.05'),
         ({'gains': [ROW, ROW], **WORDS}, 'gains.1: a second row of EDSR, KD'),
     ],

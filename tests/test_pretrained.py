@@ -1,6 +1,7 @@
 """What ships is listed from the files themselves, and copied with its cards."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ def test_an_existing_folder_is_left_alone(folder: Path, tmp_path: Path, capsys: 
     assert command.main(['teachers', str(tmp_path / 'mine')]) == 2
     assert 'mine exists already; give a new folder' in capsys.readouterr().err
     assert list((tmp_path / 'mine').iterdir()) == []
+
+
+def test_a_copy_that_was_interrupted_leaves_nothing_and_is_made_the_next_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(source: Path, target: Path) -> Path:
+        if source.suffix == '.safetensors':
+            raise KeyboardInterrupt
+        target.write_bytes(source.read_bytes())
+        return target
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'copyfile', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pretrained.copy_to(tmp_path / 'new/mine')
+    assert list((tmp_path / 'new').iterdir()) == []
+    paths = pretrained.copy_to(tmp_path / 'new/mine')
+    assert {path.name for path in paths} == {path.name for path in folder.iterdir()}
+    assert all(path.is_file() for path in paths)
 
 
 def test_where_nothing_ships_that_is_said(

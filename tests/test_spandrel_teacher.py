@@ -24,6 +24,8 @@ from mtkd_arch.spandrel_arch import SpandrelTeacher, check_use, describe
 from mtkd_arch.taps import find_module, record_taps
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_data.teacher_cache.cache import TeacherCache, decode_cached, from_uint16
+from mtkd_eval.export import main as export
+from mtkd_eval.load import load_network
 
 Options = dict[str, Any]
 # of spandrel itself, where a width is zero
@@ -38,6 +40,7 @@ FAMILIES: dict[str, tuple[str, str, Options, int]] = {
     'Compact': ('Compact', 'Compact', {'num_feat': 8, 'num_conv': 2}, 1),
     'DAT': ('DAT', 'DAT', {**TOKENS, 'embed_dim': 24, 'depth': [2, 2], 'split_size': [8, 16]}, 1),
     'DITN': ('DITN', 'DITN', {'dim': 12}, 8),
+    'DRCT': ('DRCT', 'DRCT', {**LAYERS, 'gc': 8, 'window_size': 8, 'upsampler': 'pixelshuffle'}, 16),
     'ESRGAN': ('ESRGAN', 'ESRGAN', {'num_filters': 8, 'num_blocks': 2}, 1),
     'HAT': ('HAT', 'HAT', {**LAYERS, 'embed_dim': 36, 'window_size': 16, 'upsampler': 'pixelshuffle'}, 16),
     'OmniSR': ('OmniSR', 'OmniSR', {'num_feat': 16}, 8),
@@ -448,3 +451,23 @@ def test_spandrel_itself_never_opens_a_file(random_files: Callable, monkeypatch:
 def test_a_scripted_network_holds_code_and_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3))), tmp_path / 'net.pt')
     assert 'net.pt cannot be read as tensors alone' in refusal(ValueError, lambda: ensemble_of(tmp_path / 'net.pt'))
+
+
+# exported
+
+
+@pytest.mark.parametrize('family', ['SwinIR', 'Swin2SR', 'DRCT', 'DAT', 'Compact'])
+@pytest.mark.parametrize('half', [False, True])
+def test_an_exported_file_is_a_teacher_again(
+    family: str, half: bool, random_files: Callable[[str], tuple[nn.Module, Path]], tmp_path: Path
+) -> None:
+    path = random_files(family)[1]
+    command = [f'again={path}', '--out', str(tmp_path), '--format', 'safetensors', *(['--half'] if half else [])]
+    assert export(command) == 0
+    original, again = load_network(path), load_network(tmp_path / 'again.safetensors')
+    rounded = {name: value.half().float() for name, value in original.network.named_parameters()}
+    for name, parameter in again.network.named_parameters():
+        assert torch.equal(parameter, rounded[name] if half else original.network.get_parameter(name))
+    assert (again.scale, again.window, again.network.family) == (4, original.window, family)
+    ensemble = TeacherEnsemble({'again': {'path': str(tmp_path / 'again.safetensors')}}, 4)
+    assert near(ensemble(image(16, 24))['again'], again.network(image(16, 24)))

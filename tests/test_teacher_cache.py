@@ -536,7 +536,7 @@ def test_mistakes_in_the_option_file_and_the_command_are_named(options, tmp_path
     options['teachers'] = {}
     assert_refused(options, tmp_path, capsys, 'there is nothing to cache')
     (tmp_path / 'list.yml').write_text('- no option file')
-    for name, message in (('list.yml', 'expected an option file'), ('none.yml', 'No such file')):
+    for name, message in (('list.yml', 'expected an option file'), ('none.yml', 'no such option file')):
         assert main(['-opt', str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
       --set datasets/Set5 --image butterfly --out results/bands.png
   python scripts/plot.py curves scratch=experiments/EDSR_x4 mtkd=experiments/MTKD_edsr_x4 --out results/curves.svg
   python scripts/plot.py scatter results/table.json --x macs --out results/scatter.png
-  python scripts/plot.py gains results/study.json --out results/gains.png
+  python scripts/plot.py gains results/gains.json --out results/gains.png
 exit code: 0 done, 2 refused or failed (nothing is written), 130 interrupted"""
 
 
@@ -125,8 +125,8 @@ def _gains(kinds: argparse._SubParsersAction) -> argparse.ArgumentParser:
         'gains',
         help='gains over a reference with their confidence intervals',
         description='Gains in dB with confidence intervals, a row per method, a panel per student. The file holds '
-        '"gains": a list of {"student", "method", "mean", "low", "high", "n"}, and the texts "reference", "test_sets" '
-        'and "interval".',
+        '"gains": a list of {"student", "method", "mean", "low", "high", "n"}, low and high null for a single '
+        'value, and the texts "reference", "test_sets" and "interval".',
     )
-    kind.add_argument('study', type=Path, metavar='STUDY.json', help='what the study wrote')
+    kind.add_argument('study', type=Path, metavar='GAINS.json', help='gains.json of a study')
     return kind

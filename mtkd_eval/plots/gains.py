@@ -21,14 +21,22 @@ BETTER, WORSE = COLOURS[0], COLOURS[1]
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean gain in dB of one method with the ends of its interval, from ``n`` paired differences."""
+    """Mean gain in dB of one method with the ends of its interval, from ``n`` paired differences.
+
+    ``low`` and ``high`` are both None where a single difference has no interval.
+    """
 
     student: str
     method: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval; the mean twice where there is none."""
+        return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,12 @@ def _gain(row: Any, where: str) -> Gain:
     require_known_keys(row, ROW_KEYS, where)
     require_keys(row, ROW_KEYS, where)
     values = [row[key] for key in ('mean', 'low', 'high')]
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise ValueError(f'{where}: expected numbers of dB as mean, low and high, got {values}')
-    if not row['low'] <= row['mean'] <= row['high']:
+    alone = values[1:] == [None, None]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values[: 1 if alone else 3]):
+        raise ValueError(
+            f'{where}: expected numbers of dB as mean, low and high (null for both ends of one value), got {values}'
+        )
+    if not alone and not row['low'] <= row['mean'] <= row['high']:
         raise ValueError(f'{where}: expected low <= mean <= high, got {row["low"]}, {row["mean"]}, {row["high"]}')
     return Gain(**row)
 
@@ -84,7 +95,8 @@ def _gain(row: Any, where: str) -> Gain:
 def draw_gains(gains: Gains, title: str = '', dpi: int = 150) -> Figure:
     """A row per method, sorted by mean, with its interval and the value in figures; the zero line is the reference.
 
-    Full circles: the interval lies above zero; crosses: below; hollow ones: it holds zero. All panels share one axis.
+    Full circles: the interval lies above zero; crosses: below; hollow ones: it holds zero; diamonds: a single
+    difference has none. All panels share one axis.
     """
     students = gains.by_student()
     rows = max(map(len, students.values()))
@@ -96,7 +108,7 @@ def draw_gains(gains: Gains, title: str = '', dpi: int = 150) -> Figure:
     axes = figure.subplots(1, len(students), squeeze=False, sharex=True)[0]
     for panel, (student, found) in zip(axes, students.items(), strict=True):
         _draw_panel(panel, student, found, rows)
-    low, high = min(0, *(row.low for row in gains.rows)), max(0, *(row.high for row in gains.rows))
+    low, high = min(0, *(row.ends[0] for row in gains.rows)), max(0, *(row.ends[1] for row in gains.rows))
     reach = max(high - low, 0.01)
     axes[0].xaxis.set_major_locator(MaxNLocator(5))
     axes[0].set_xlim(low - 0.06 * reach, high + 0.06 * reach)
@@ -114,7 +126,7 @@ def _draw_panel(panel: Axes, student: str, rows: Sequence[Gain], height: int) ->
     panel.axvline(0, color='black', linewidth=1)
     for place, row in enumerate(rows):
         colour, marker, face = _look(row)
-        panel.plot([row.low, row.high], [place, place], color=colour, linewidth=1.8, solid_capstyle='butt')
+        panel.plot(row.ends, [place, place], color=colour, linewidth=1.8, solid_capstyle='butt')
         panel.plot(row.mean, place, marker, color=colour, markerfacecolor=face, markersize=6, markeredgewidth=1.5)
         panel.annotate(
             _figures(row, len(counts) > 1), (1, place), (4, 0), ('axes fraction', 'data'), 'offset points',
@@ -129,11 +141,14 @@ def _draw_panel(panel: Axes, student: str, rows: Sequence[Gain], height: int) ->
 
 def _look(row: Gain) -> tuple[str, str, str]:
     """Colour, marker and its filling."""
-    if row.low > 0:
+    if row.low is None:
+        return GREY, 'D', 'white'
+    low, high = row.ends
+    if low > 0:
         return BETTER, 'o', BETTER
-    return (WORSE, 'X', WORSE) if row.high < 0 else (GREY, 'o', 'white')
+    return (WORSE, 'X', WORSE) if high < 0 else (GREY, 'o', 'white')
 
 
 def _figures(row: Gain, with_n: bool) -> str:
-    text = f'{signed(row.mean)} [{signed(row.low)}, {signed(row.high)}]'
+    text = signed(row.mean) if row.low is None else f'{signed(row.mean)} [{signed(row.low)}, {signed(row.high)}]'
     return f'{text}, n = {row.n}' if with_n else text

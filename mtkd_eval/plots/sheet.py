@@ -69,9 +69,14 @@ def samples_of_widest_spread(
 ) -> list[Sample]:
     """The ``count`` regions of all ``pairs`` where the networks differ most, at most ``per_image`` of each image.
 
-    See ``spread_of_errors``; the bicubic reference counts only beside a single network. Raises ValueError where no
-    image holds such a region.
+    See ``spread_of_errors``; the bicubic reference counts only beside a single network. Raises ValueError for a
+    single network without it, and where no image holds such a region.
     """
+    if len(networks.runs) < 2:
+        raise ValueError(
+            f'{", ".join(networks.runs)} is alone, so there is nowhere that the networks differ: give another, leave '
+            'out --hide bicubic, or name regions with --region'
+        )
     found: list[tuple[float, Sample]] = []
     for pair in pairs:
         lq, gt, outputs = networks.outputs(pair)

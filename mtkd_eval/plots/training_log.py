@@ -14,6 +14,7 @@ NAMED = re.compile(r'([^\s:]+): (\S+)')
 VALIDATED = re.compile(r'INFO: Validation (.+?)\s*$')
 FIGURE = re.compile(r'^\s+# ([^:]+): (\S+)')
 VAL_FREQ = re.compile(r'^\s+val_freq: ([\d.e+]+)\s*$')
+PLANNED = re.compile(r'^\s+Total epochs: \d+; iters: (\d+)\.')
 RESUMED = re.compile(r'Resuming training from epoch: \d+, iter: (\d+)')
 
 
@@ -73,24 +74,33 @@ def merge(logs: Iterable[Log]) -> Series:
 def parse_log(text: str) -> Log:
     """One log. Values that are no finite numbers are left out.
 
-    A validation does not tell its iteration: it is that of the last line before it, or the next multiple
-    of ``val_freq`` from there on where the log begins with its options, but that of the last line after training ended.
+    A validation does not tell its iteration: it is that of the last line before it. Where the log begins with its
+    options, each of a data set comes ``val_freq`` after the one before, and on no multiple of it before the last line;
+    after training ended it is at the last iteration.
     """
     series: Series = {}
-    iteration, frequency, resumed, dataset, ended = 0, None, None, '', False
+    iteration, frequency, resumed, dataset, at, ended, planned = 0, None, None, '', 0, False, 0
+    validations: dict[str, int] = {}  # the iteration of the last one by data set
     for line in text.splitlines():
         if trained := TRAINED.search(line):
             iteration = int(trained[1].replace(',', ''))
             for name, value in _values(trained[2], trained[3]):
                 series.setdefault(name, {})[iteration] = value
         elif validated := VALIDATED.search(line):
-            dataset = validated[1]
+            dataset, at = validated[1], iteration
+            before = validations.get(dataset, 0 if not frequency else (resumed or 0) // frequency * frequency)
+            if ended:
+                at = max(iteration, before, planned)
+            elif frequency:
+                at = max(before + frequency, -(-iteration // frequency) * frequency)
+            validations[dataset] = at
         elif (figure := FIGURE.match(line)) and dataset:
-            at = iteration if ended or not frequency else -(-iteration // frequency) * frequency
             if (value := _number(figure[2])) is not None:
                 series.setdefault(f'{figure[1]}/{dataset}', {})[at] = value
         elif (given := VAL_FREQ.match(line)) and (number := _number(given[1])):
             frequency = int(number)
+        elif whole := PLANNED.match(line):
+            planned = int(whole[1])
         elif found := RESUMED.search(line):
             resumed = int(found[1])
         ended = ended or 'End of training' in line

@@ -3,16 +3,17 @@
 from option_templates.layout import TO_GROUND_TRUTH, comment, training_file
 from option_templates.networks import EDSR, RCAN, SWINIR, TITLES
 
-HEADER = (
+ABOUT = (
     'The {title} teacher x{scale} that ships as mtkd/pretrained/{name}_x{scale}.safetensors, trained from scratch on '
     'the 399 photographs of BSDS500 train + test (302003 left out, the source of Set5 woman) and 90 of T91 (one is too '
     'small).',
-    'python scripts/prepare_data.py --hr BSDS400 T91 --out datasets/BSDS400_T91 --scale 2 3 4 --min-side 96 '
-    '--sub-image 0 --compression-level 0',
-    'python basicsr/train.py -opt options/pretrained/train_{name}_x{scale}.yml',
-    'python scripts/export.py {name}_x{scale}=options/pretrained/train_{name}_x{scale}.yml --format safetensors --half '
-    '--set datasets/Set5 datasets/Set14 --license Apache-2.0 --out mtkd/pretrained',
 )
+COMMANDS = """
+#   python scripts/prepare_data.py --hr BSDS400 T91 --out datasets/BSDS400_T91 --scale 2 3 4 --min-side 96 \\
+#       --sub-image 0 --compression-level 0
+#   python basicsr/train.py -opt options/pretrained/train_{name}_x{scale}.yml
+#   python scripts/export.py {name}_x{scale}=options/pretrained/train_{name}_x{scale}.yml --format safetensors \\
+#       --half --set datasets/Set5 datasets/Set14 --license Apache-2.0 --out mtkd/pretrained"""
 NETWORKS = {
     'edsr': EDSR.format(64, 12, 4, 1),
     'rcan': RCAN.format(48, 4, 5, 8, 4),
@@ -28,9 +29,10 @@ def shipped_teachers() -> dict[str, str]:
     files = {}
     for name, network in NETWORKS.items():
         iterations = ITERATIONS[name]
+        header = comment(ABOUT, title=TITLES[name], name=name, scale=4) + COMMANDS.format(name=name, scale=4)
         text = training_file(
-            comment(HEADER, title=TITLES[name], name=name, scale=4), f'pretrained_{name}_x4', 'MultiTeacherSRModel', 4,
-            '', network, TO_GROUND_TRUTH.substitute(weight=1.0), data='BSDS400_T91', dataset='PairedCropDataset',
+            header, f'pretrained_{name}_x4', 'MultiTeacherSRModel', 4, '', network,
+            TO_GROUND_TRUTH.substitute(weight=1.0), data='BSDS400_T91', dataset='PairedCropDataset',
             cache='    resident: host  # decoded once\n', gt_size=96, workers=0, enlarge=50, lr=0.001,
             iterations=iterations, milestones='~', val_freq=1000, save_freq=1000, tensorboard='false',
         )  # fmt: skip
