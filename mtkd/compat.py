@@ -33,6 +33,7 @@ def apply() -> None:
     check_options_before_writing()
     distribute_on_cpu()
     seed_workers_anew_each_epoch()
+    leave_out_the_warning_of_meshgrid()
 
 
 def restore_functional_tensor() -> None:
@@ -213,6 +214,14 @@ def seed_workers_anew_each_epoch() -> None:
     import basicsr.data
 
     basicsr.data.worker_init_fn = worker_init_fn
+
+
+def leave_out_the_warning_of_meshgrid() -> None:
+    """Every SwinIR that is built warns that ``torch.meshgrid`` will want its ``indexing``; nothing a user could do.
+
+    Just that message. Ends when torch changes its default, which BasicSR would have to follow. No upstream issue.
+    """
+    warnings.filterwarnings('ignore', 'torch.meshgrid: in an upcoming release', UserWarning)
 
 
 def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:

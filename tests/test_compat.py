@@ -20,7 +20,7 @@ import torch
 from basicsr.data import build_dataloader
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from conftest import scratch, script_environment, write_option
+from conftest import REPO, scratch, script_environment, write_option
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -398,3 +398,15 @@ def test_applying_twice_changes_nothing_more() -> None:
         warnings.simplefilter('error')
         compat.apply()
     assert patched() == once
+
+
+def test_building_a_swinir_says_nothing_of_meshgrid_and_other_warnings_stay() -> None:
+    code = (
+        'import warnings, mtkd, torch\n'
+        'from basicsr.archs.swinir_arch import SwinIR\n'
+        'SwinIR(img_size=16, window_size=8, depths=[2], embed_dim=8, num_heads=[2])\n'
+        "warnings.warn('torch.something: in an upcoming release')"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=REPO)
+    assert 'meshgrid' not in done.stderr
+    assert 'torch.something' in done.stderr
