@@ -157,7 +157,7 @@ def shortened(grid: Grid, iterations: int) -> Grid:
     sections = {**grid.sections, 'name': f'{grid.name}_smoke', 'base': base}
     sections |= {'iterations': iterations, 'seeds': grid.seeds[:1]}
     sections |= {
-        key: {name: short(part or {}) for name, part in grid.sections[key].items()}
+        key: {name: short(part) for name, part in grid.sections[key].items()}
         for key in EXTENDABLE
     }  # fmt: skip
     if grid.wall_clock:
@@ -190,13 +190,13 @@ def trained_runs(grid: Grid) -> dict[str, Run]:
 
 def student_runs(grid: Grid) -> list[Run]:
     """Every student with every method and seed; all of the first seed first, so that a study is soon of use."""
-    runs = []
+    runs, trained = [], trained_runs(grid)
     for seed in grid.seeds:
         for student, method in ((student, method) for student in grid.students for method in grid.methods):
             part = grid.methods[method]
             seeds = part.get('seeds') or grid.students[student].get('seeds') or grid.seeds
             if student in part.get('students', grid.students) and seed in seeds:
-                runs.append(_student_run(grid, student, method, seed))
+                runs.append(_student_run(grid, trained, student, method, seed))
     return runs
 
 
@@ -217,10 +217,13 @@ def clock_runs(grid: Grid, iterations: Mapping[tuple[str, str], int]) -> list[Ru
     """The runs at equal time of the cells whose number of steps is known, all of the first seed first."""
     seeds = grid.wall_clock.get('seeds', grid.seeds)
     cells = [cell for cell in clock_cells(grid) if cell in iterations]
-    return [_student_run(grid, *cell, seed, iterations[cell]) for seed in seeds for cell in cells]
+    trained = trained_runs(grid)
+    return [_student_run(grid, trained, *cell, seed, iterations[cell]) for seed in seeds for cell in cells]
 
 
-def _student_run(grid: Grid, student: str, method: str, seed: int, iterations: int | None = None) -> Run:
+def _student_run(
+    grid: Grid, trained: Mapping[str, Run], student: str, method: str, seed: int, iterations: int | None = None
+) -> Run:
     part, own = grid.methods[method], grid.students[student]
     cache = part.get('cache')
     options = overlaid(
@@ -230,7 +233,7 @@ def _student_run(grid: Grid, student: str, method: str, seed: int, iterations: i
     name = f'{student}-{method}-seed{seed}' + ('-clock' if iterations else '')
     steps = iterations or own.get('iterations', grid.iterations)
     needs = _needs(grid, options, cache)
-    basis = _basis(grid, cache, needs, trained_runs(grid))
+    basis = _basis(grid, cache, needs, trained)
     return Run(name, options, steps, seed, cache, needs, basis, student, method, iterations is not None)
 
 
@@ -257,7 +260,7 @@ def _needs(grid: Grid, options: Mapping[str, Any], cache: str | None) -> tuple[s
 
 def _basis(grid: Grid, cache: str | None, needs: tuple[str, ...], trained: Mapping[str, Run]) -> str:
     options = cache_options(grid, cache) if cache else {}
-    part = {key: value for key, value in grid.caches[cache].items() if key != 'extends'} if cache else {}
+    part = grid.caches[cache] if cache else {}
     return _digest([options, part, fingerprints(options), [trained[name].digest() for name in needs]])
 
 
