@@ -24,7 +24,6 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"   # one GPU is enough h
 started=$SECONDS
 step=0
 steps=3
-[ -e "$OPTIONS/train_aggregator.yml" ] && steps=5
 mkdir -p "$OUT"
 
 # run NAME COMMAND...: its output in NAME.log, one line here
@@ -48,21 +47,10 @@ train() {
     run "$1" python basicsr/train.py -opt "$OPTIONS/train_$1.yml" "${force[@]}"
 }
 
-# what the teachers make of the photographs, for the option file of that name; made anew, as it takes seconds
-cache() {
-    local folder
-    folder=$(grep -oP 'dataroot_cache: \K\S+' "$OPTIONS/train_$1.yml")
-    rm -rf "$folder" "$folder.partial"
-    run "teachers_of_$1" python scripts/cache_teachers.py -opt "$OPTIONS/train_$1.yml"
-}
-
 python scripts/quickstart_photos.py --out "$PHOTOS"
-for name in aggregator mtkd; do
-    if [ -e "$OPTIONS/train_$name.yml" ]; then
-        cache "$name"
-        train "$name"
-    fi
-done
+rm -rf "$PHOTOS"/train/*_cache_*  # what the teachers make of the photographs is made anew, as it takes seconds
+run teachers python scripts/cache_teachers.py -opt "$OPTIONS/train_mtkd.yml"
+train mtkd
 train scratch
 
 python scripts/quickstart_report.py --out "$OUT"
