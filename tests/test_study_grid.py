@@ -199,6 +199,14 @@ def test_a_grid_may_be_laid_over_another(tmp_path: Path) -> None:
         read_grid(tmp_path / 'loop.yml')
 
 
+def test_what_a_grid_takes_away_needs_no_mention_in_methods(tmp_path: Path) -> None:
+    grid_of(tmp_path, methods={'mtkd': {'for_student': {'rcan': {'train': {'ema_decay': 0.9}}}}})
+    write_option({'extends': 'grid.yml', 'name': 'small', 'students': {'rcan': None}}, tmp_path / 'small.yml')
+    assert [run.name for run in student_runs(read_grid(tmp_path / 'small.yml')) if run.method == 'mtkd'] == [
+        'edsr-mtkd-seed0', 'edsr-mtkd-seed1',
+    ]  # fmt: skip
+
+
 def test_networks_are_trained_after_those_they_need(tmp_path: Path) -> None:
     grid = grid_of(tmp_path, trained={'merge': {'options': {'path': '@late'}}, 'late': {'options': {}}})
     assert list(trained_runs(grid)) == ['late', 'merge', 'unused']

@@ -99,7 +99,12 @@ def _with_other(sections: dict[str, Any], path: Path, seen: tuple[Path, ...] = (
     file = path.parent / other
     if file in seen:
         raise ValueError(f'{path}: extends itself')
-    return overlaid(_with_other(read_option(file), file, (*seen, file)), sections)
+    below = _with_other(read_option(file), file, (*seen, file))
+    gone = [name for name, part in (sections.get('students') or {}).items() if part is None]
+    for method in (below.get('methods') or {}).values():
+        for name in gone:
+            ((method or {}).get('for_student') or {}).pop(name, None)  # what it is for has been taken away
+    return overlaid(below, sections)
 
 
 def _extended(parts: Mapping[str, Any], name: str, where: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
