@@ -116,6 +116,17 @@ def test_the_page_says_what_the_figures_say() -> None:
     assert '+0.194 [' in row
 
 
+def test_methods_stand_beside_each_other_for_several_students() -> None:
+    other = [{**each, 'student': 'rcan'} for each in RESULTS if each['method'] != 'kd']
+    page = to_markdown(study(students={'edsr': 'EDSR, tiny', 'rcan': 'RCAN, tiny'}, results=[*RESULTS, *other]))
+    head = page.splitlines().index('| gain over SCRATCH, dB | EDSR, tiny | RCAN, tiny |')
+    kd, mtkd = (line.split(' | ') for line in page.splitlines()[head + 2 : head + 4])
+    assert (kd[0], kd[1], kd[2][0]) == ('| KD', '+0.100', '–')  # noqa: RUF001  the dash of tables
+    assert mtkd[1].startswith('**+0.194 [')
+    assert mtkd[1] in mtkd[2]
+    assert '| gain over SCRATCH, dB' not in to_markdown(study())
+
+
 def test_equal_time_is_a_table_of_its_own() -> None:
     clocked = [result('kd', seed, [30.0, 31.0], [27, 28, 29], clock=True, iterations=7) for seed in (0, 1, 2)]
     page = to_markdown(study(results=[*RESULTS, *clocked]))

@@ -25,6 +25,8 @@ def to_markdown(study: Mapping[str, Any], level: int = 2) -> str:
     head = '#' * (level + 1)
     if study['questions']:
         parts += [f'{head} Does it distil?', questions_table(study)]
+    if study['reference'] and len(study['students']) > 1:
+        parts += [f'{head} Every method on every student', gains_table(study)]
     if study['networks']:
         parts += [f'{head} Teachers and targets', networks_table(study)]
     for student, title in study['students'].items():
@@ -75,6 +77,36 @@ def questions_table(study: Mapping[str, Any]) -> str:
                     f'| {title} | {study["students"][student]} | {study["methods"][other]["title"]} | '
                     f'{signed(found)} | {won[0]} of {won[1]} | {verdict(found)} |'
                 )
+    return '\n'.join(lines)
+
+
+def gains_table(study: Mapping[str, Any]) -> str:
+    """Gains of all methods over the reference, a column per student, the largest of each in bold."""
+    reference, students = study['reference'], study['students']
+    cells = {
+        (method, student): gain(
+            by_seed(study['results'], student, method), by_seed(study['results'], student, reference)
+        )
+        for method in study['methods']
+        for student in students
+        if method != reference
+    }
+    largest = {
+        student: max((found.mean for (_, other), found in cells.items() if other == student and found), default=None)
+        for student in students
+    }
+    lines = [
+        f'| gain over {study["methods"][reference]["title"]}, dB | {" | ".join(students.values())} |',
+        f'|---|{"---:|" * len(students)}',
+    ]
+    for method, part in study['methods'].items():
+        row = [cells.get((method, student)) for student in students]
+        if any(row):
+            shown = [
+                NONE if found is None else f'**{signed(found)}**' if found.mean == largest[student] else signed(found)
+                for student, found in zip(students, row, strict=True)
+            ]
+            lines.append(f'| {part["title"]} | {" | ".join(shown)} |')
     return '\n'.join(lines)
 
 

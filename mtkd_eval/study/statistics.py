@@ -57,7 +57,7 @@ def by_seed(results: Results, student: str, method: str, clock: bool = False) ->
 
 
 def gain(one: Mapping[int, Mapping[str, Any]], other: Mapping[int, Mapping[str, Any]]) -> Interval | None:
-    """``one - other`` in dB, paired by seed: same start, same batches. None without a seed in common."""
+    """``one - other`` in dB, paired by seed, that is by the start. None without a seed in common."""
     seeds = sorted(one.keys() & other.keys())
     return interval([overall(one[seed]) - overall(other[seed]) for seed in seeds]) if seeds else None
 
