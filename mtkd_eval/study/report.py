@@ -30,7 +30,7 @@ def to_markdown(study: Mapping[str, Any], level: int = 2) -> str:
     if study['networks']:
         parts += [f'{head} Teachers and targets', networks_table(study)]
     for student, title in study['students'].items():
-        if any(each['student'] == student for each in study['results']):
+        if any(each['student'] == student and not each['clock'] for each in study['results']):
             parts += [f'{head} {title}', student_table(study, student), costs(study, student)]
     if any(each['clock'] for each in study['results']):
         parts += [f'{head} Equal wall-clock time', clock_table(study)]
@@ -42,8 +42,8 @@ def introduction(study: Mapping[str, Any]) -> str:
     seeds = sorted({each['seed'] for each in study['results']})
     sets = '' if study['own_sets'] else f' --set {" ".join(study["given_sets"])}'
     text = [
-        f'`python scripts/run_study.py {study["grid"]}{sets}`: x{study["scale"]}, {study["iterations"]} steps a '
-        f'student, seeds {", ".join(map(str, seeds))}, {len(study["results"])} of {study["planned"]} runs.',
+        f'`python scripts/run_study.py {study["grid"]}{sets}`: x{study["scale"]}, '
+        f'seeds {", ".join(map(str, seeds))}, {len(study["results"])} of {study["planned"]} runs.',
         "Figures are means over the seeds, ± half the width of Student's 95 % interval; PSNR-Y in dB, "
         f'{study["scale"]} pixels cropped. Gains are paired: with a seed every method has the same initial weights.',
         "`mean` is the mean of the test sets' means.",
@@ -153,12 +153,15 @@ def student_table(study: Mapping[str, Any], student: str) -> str:
 
 
 def costs(study: Mapping[str, Any], student: str) -> str:
-    """Size of a student, and the notes of the methods it was trained with."""
-    first = next(each for each in study['results'] if each['student'] == student)
+    """Size of a student, its steps, and the notes of the methods it was trained with."""
+    first = next(each for each in study['results'] if each['student'] == student and not each['clock'])
     notes = [
         f'{study["methods"][name]["title"]}: {part["note"]}' for name, part in study['methods'].items() if part['note']
     ]
-    size = f'{count(first["parameters"])} parameters, {count(first["macs"])} MACs at 1280x720 output.'
+    size = (
+        f'{count(first["parameters"])} parameters, {count(first["macs"])} MACs at 1280x720 output; '
+        f'{first["iterations"]} steps.'
+    )
     return '\n'.join([size, *(f'- {note}' for note in notes)] if student == next(iter(study['students'])) else [size])
 
 

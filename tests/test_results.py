@@ -1,0 +1,24 @@
+"""The published figures are those of the committed files, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+from mtkd_eval.study.report import gains_table, insert, to_markdown
+
+STUDIES = sorted((REPO / 'benchmarks/results/study').glob('*.json'))
+PAGE = REPO / 'docs/results.md'
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_the_results_page_says_what_the_files_say(path: Path) -> None:
+    study = json.loads(path.read_text())
+    page = PAGE.read_text()
+    assert insert(page, study['name'], to_markdown(study)) == page, f'run_study.py {study["grid"]} --report --page'
+
+
+def test_the_table_of_the_readme_is_that_of_the_study() -> None:
+    study = json.loads((REPO / 'benchmarks/results/study/small_x4.json').read_text())
+    assert gains_table(study) in (REPO / 'README.md').read_text()
