@@ -10,6 +10,7 @@ import importlib.resources
 import importlib.util
 import random
 import re
+import signal
 import sys
 import types
 import warnings
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 Options = MutableMapping[str, Any]
 
@@ -33,6 +35,7 @@ def apply() -> None:
     check_options_before_writing()
     distribute_on_cpu()
     seed_workers_anew_each_epoch()
+    draw_crops_by_their_place()
     leave_out_the_warning_of_meshgrid()
 
 
@@ -216,6 +219,45 @@ def seed_workers_anew_each_epoch() -> None:
     basicsr.data.worker_init_fn = worker_init_fn
 
 
+def draw_crops_by_their_place() -> None:
+    """A resumed run starts its epoch again and draws other crops: neither the place in the epoch nor the states of the
+    generators are kept. No upstream issue. See :mod:`mtkd_data.placed_sampler`; models save the place, ours do.
+    """
+    from mtkd_data.placed_sampler import PlacedSampler
+
+    for module in _callers_of('EnlargedSampler'):
+        module.EnlargedSampler = PlacedSampler
+    for module in _callers_of('build_dataloader'):
+        module.build_dataloader = _with_places(module.build_dataloader)
+
+
+def _with_places(upstream: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
+    from mtkd_data.placed_sampler import PlacedSampler, SeededDataset
+
+    if hasattr(upstream, 'knows_places'):
+        return upstream
+
+    @functools.wraps(upstream)
+    def build_dataloader(
+        dataset: Any,
+        dataset_opt: Options,
+        num_gpu: int = 1,
+        dist: bool = False,
+        sampler: Any = None,
+        seed: int | None = None,
+    ) -> DataLoader:
+        if isinstance(sampler, PlacedSampler):
+            sampler.seed = seed or 0
+            dataset = dataset if getattr(dataset, 'draws_by_place', False) else SeededDataset(dataset)
+        loader = upstream(dataset, dataset_opt, num_gpu, dist, sampler, seed)
+        loader.generator = torch.Generator()  # its own: a loader that starts takes nothing from the training's draws
+        loader.generator.manual_seed(seed or 0)
+        return loader
+
+    build_dataloader.knows_places = True
+    return build_dataloader
+
+
 def leave_out_the_warning_of_meshgrid() -> None:
     """Every SwinIR that is built warns that ``torch.meshgrid`` will want its ``indexing``; nothing a user could do.
 
@@ -225,7 +267,13 @@ def leave_out_the_warning_of_meshgrid() -> None:
 
 
 def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
-    """Seed NumPy and Python in a loader worker from torch's seed, which the loader draws anew for every epoch."""
+    """Seed NumPy and Python in a loader worker from torch's seed, which the loader draws anew for every epoch.
+
+    Signals that a whole job gets are left to the process of the training, which may still want batches to come.
+    """
+    for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
+        if torch.utils.data.get_worker_info() is not None and hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     worker_seed = (torch.initial_seed() + num_workers * rank + seed) % 2**32
     np.random.seed(worker_seed)  # noqa: NPY002  BasicSR's augmentation uses the global generators
     random.seed(worker_seed)

@@ -18,13 +18,16 @@ class Crop(NamedTuple):
     rot90: bool
 
 
-def draw_crop(height: int, width: int, patch: int, use_hflip: bool, use_rot: bool) -> Crop:
-    """Draw from Python's global generator what BasicSR draws, in its order; sizes in LQ pixels."""
-    top = random.randint(0, height - patch)
-    left = random.randint(0, width - patch)
-    hflip = use_hflip and random.random() < 0.5
-    vflip = use_rot and random.random() < 0.5
-    rot90 = use_rot and random.random() < 0.5
+def draw_crop(
+    height: int, width: int, patch: int, use_hflip: bool, use_rot: bool, generator: random.Random | None = None
+) -> Crop:
+    """Draw what BasicSR draws, in its order, by default from Python's global generator; sizes in LQ pixels."""
+    draw = random if generator is None else generator
+    top = draw.randint(0, height - patch)
+    left = draw.randint(0, width - patch)
+    hflip = use_hflip and draw.random() < 0.5
+    vflip = use_rot and draw.random() < 0.5
+    rot90 = use_rot and draw.random() < 0.5
     return Crop(top, left, hflip, vflip, rot90)
 
 

@@ -31,6 +31,7 @@ class PairedCrops(Dataset):
     """
 
     keys: ClassVar[Keys] = {**LOADER_KEYS, **PAIR_KEYS}
+    draws_by_place: ClassVar[bool] = True  # so nobody needs to seed the global generators for it
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         from mtkd.checks import require_keys, require_known_keys
@@ -136,17 +137,18 @@ class PairedCrops(Dataset):
 
     def _coordinates(self, index: int) -> dict[str, Any]:
         local = index * len(self.share) // len(self)  # spreads the indices of all evenly over the share
-        crop = self._draw(self.sizes[self.share[local]])
+        crop = self._draw(self.sizes[self.share[local]], index)
         return {'resident': self.resident, 'coordinates': torch.tensor([local, *crop])}
 
-    def _draw(self, size: Size) -> Crop:
-        return draw_crop(*size, self.patch, self.opt['use_hflip'], self.opt['use_rot'])
+    def _draw(self, size: Size, index: int) -> Crop:
+        generator = index.generator() if hasattr(index, 'generator') else None  # a Place, see placed_sampler
+        return draw_crop(*size, self.patch, self.opt['use_hflip'], self.opt['use_rot'], generator)
 
     def _crops(self, index: int) -> dict[str, np.ndarray]:
         with self.lq.image(index) as image:
             lq_size = image.shape[:2]
             self._check_patch(lq_size, index)
-            crop = self._draw(lq_size)
+            crop = self._draw(lq_size, index)
             crops = {'lq': to_float(cut(image, crop, self.patch, 1))}
         rows = range(crop.top * self.scale, (crop.top + self.patch) * self.scale)
         for name, source in self.others.items():

@@ -60,6 +60,10 @@ class Resident:
         crops = self._cut(coordinates, device) if self.place == 'host' else self._index(coordinates)
         return {name: _to_float(crop.to(device, non_blocking=True)) for name, crop in crops.items()}
 
+    def names(self, coordinates: Tensor) -> list[str]:
+        """What errors call the LQ images that ``coordinates`` (B, 6) lie in."""
+        return [self.sources['lq'].where(number) for number in coordinates[:, 0].tolist()]
+
     def _cut(self, coordinates: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Crops (B, 3, h, w) as they are stored, from tables in the host's memory; pinned on their way to a GPU."""
         drawn = [(number, Crop(*crop)) for number, *crop in coordinates.tolist()]
@@ -185,6 +189,22 @@ def gather(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     if name not in _published:
         raise RuntimeError(f'{name} is not held by this process: its dataset is gone, or was built in another process')
     return _published[name].gather(batch['coordinates'], device)
+
+
+def origin_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a collated batch that says where its images come from, and holds none of them."""
+    return {key: batch[key] for key in ('lq_path', 'gt_path', 'resident', 'coordinates') if key in batch}
+
+
+def image_names(origin: Mapping[str, Any]) -> list[str]:
+    """What ``origin_of`` a batch names: of each image the LQ path or key, and the GT's where it is another."""
+    if 'resident' in origin:
+        published = _published.get(origin['resident'][0])
+        return [] if published is None else published.names(origin['coordinates'])
+    lq, gt = ([str(path) for path in origin.get(key, ())] for key in ('lq_path', 'gt_path'))
+    if not lq or not gt:
+        return lq or gt
+    return [own if own == other else f'{own} ({other})' for own, other in zip(lq, gt, strict=True)]
 
 
 def check_room(needed: int, home: torch.device) -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.checks import nearest
+from mtkd_model.guarded_step import Outcome, clip_, gated_step, gradient_norms
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
+LOWEST_SCALE = 1.0  # torch halves further, without end; from here on an overflow is no fault of the scale
 
 
 class MixedPrecision:
@@ -34,11 +36,37 @@ class MixedPrecision:
         """The context of the student's forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward pass and optimizer step."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``, scaled with ``fp16``."""
         self.scaler.scale(loss).backward()
-        self.scaler.step(optimizer)
-        self.scaler.update()
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], bad_loss: Tensor, most: float | None = None
+    ) -> Outcome:
+        """Unscale the ``gradients`` of ``optimizer``, clip their norm to ``most``, take the step if all is finite.
+
+        ``bad_loss``, a bool on the device: a loss was not finite, whatever the gradients are. Nothing is read from the
+        device for a fused optimizer.
+        """
+        self.scaler.unscale_(optimizer)
+        norms = gradient_norms(gradients)
+        norm = torch.linalg.vector_norm(norms)
+        overflow = ~norm.isfinite()
+        skipped = overflow | bad_loss
+        if most is not None:
+            clip_(gradients, norm, most)
+        gated_step(optimizer, skipped)
+        counted = skipped
+        if self.scaler.is_enabled():
+            scale = self._scale_on_device()
+            counted = bad_loss | (overflow & (scale <= LOWEST_SCALE))
+            self.scaler.update()
+            # a bad loss says nothing about the scale: images that give one now and then would halve it to nothing
+            self.scaler.update(torch.where(bad_loss, scale, self._scale_on_device()))
+        return Outcome(skipped, counted, bad_loss, norm, norms)
+
+    def _scale_on_device(self) -> Tensor:
+        return self.scaler.scale(torch.ones((), device=self.device))
 
 
 def compile_mode(option: Any) -> str | None:
@@ -84,8 +112,22 @@ def uncompiled(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def moving_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """``average = decay * average + (1 - decay) * network`` for all parameters at once, as BasicSR does one by one."""
+def moving_average(average: nn.Module, network: nn.Module, decay: float, skipped: Tensor | None = None) -> None:
+    """``average = decay * average + (1 - decay) * network`` for all parameters at once, as BasicSR does one by one.
+
+    It stays as it is if ``skipped``, a bool on the device, which only a CPU is asked for.
+    """
     own, new = list(average.parameters()), list(network.parameters())
-    torch._foreach_mul_(own, decay)
-    torch._foreach_add_(own, new, alpha=1 - decay)
+    if skipped is None or (skipped.device.type == 'cpu' and not skipped):
+        torch._foreach_mul_(own, decay)
+        torch._foreach_add_(own, new, alpha=1 - decay)
+    elif skipped.device.type != 'cpu':
+        blend_unless(own, new, decay, skipped)
+
+
+@torch.no_grad()
+def blend_unless(own: Sequence[Tensor], new: Sequence[Tensor], decay: float, skipped: Tensor) -> None:
+    """``own = decay * own + (1 - decay) * new`` unless ``skipped``, without asking the device; ``new`` is finite."""
+    one = torch.ones((), device=skipped.device)
+    torch._foreach_mul_(own, torch.where(skipped, one, one * decay))
+    torch._foreach_add_(own, torch._foreach_mul(new, torch.where(skipped, one * 0, one * (1 - decay))))

@@ -1,4 +1,4 @@
-"""Writing checkpoints whole or not at all."""
+"""Writing checkpoints whole or not at all, and removing old ones."""
 
 import os
 from pathlib import Path
@@ -27,3 +27,16 @@ def save_whole(content: Any, path: str | Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_all_but_last(keep: int, models: Path, states: Path) -> None:
+    """Remove states and numbered networks of all but the ``keep`` newest iterations that have a state.
+
+    A state goes before its networks, so one that is there has all that belongs to it. Networks of newer iterations, and
+    those without a number (``latest``, ``best``), stay.
+    """
+    numbers = sorted((int(path.stem) for path in states.glob('*.state') if path.stem.isdigit()), reverse=True)
+    for number in numbers[keep:]:
+        (states / f'{number}.state').unlink(missing_ok=True)
+        for path in models.glob(f'*_{number}.pth'):
+            path.unlink(missing_ok=True)

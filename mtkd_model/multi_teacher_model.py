@@ -1,52 +1,51 @@
 """The training model of every student: BasicSR's SRModel with teachers and distillation terms."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
-from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from mtkd_arch.frozen_network import forward_padded
 from mtkd_arch.merged_upsampling import merge_tails
 from mtkd_arch.taps import record_taps
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble, window_of
 from mtkd_arch.weights import load_weights, read_weights
-from mtkd_data.resident import gather
+from mtkd_data.resident import gather, origin_of
 from mtkd_data.teacher_cache.cache import TeacherCache
 from mtkd_model import preflight
 from mtkd_model.acceleration import (
     MixedPrecision,
     compile_mode,
     fused_where_possible,
-    match_parameters,
     moving_average,
     uncompiled,
 )
-from mtkd_model.checkpoint import save_whole
 from mtkd_model.distiller_bank import DistillerBank, needs_networks, self_trained, trainable
+from mtkd_model.guarded_step import alone, mean_of, part_of
+from mtkd_model.resumable import ResumableModel
 from mtkd_model.slice_init import start_from_teacher
 from mtkd_model.step import Step
-from mtkd_model.validation import validate
+from mtkd_model.step_guard import StepGuard, guard_options
 
 PROBE_SIZE = 16
 
 
 @MODEL_REGISTRY.register()
-class MultiTeacherSRModel(SRModel):
+class MultiTeacherSRModel(ResumableModel):
     """Trains ``network_g`` with BasicSR's losses and the terms under ``train.distill``, taught by ``teachers``.
 
     Options beyond SRModel's: ``teachers`` and ``aggregator`` (see TeacherEnsemble), ``train.distill`` (see
     DistillerBank), ``train.optim_distill`` (``lr`` and the like for the distillers' own parameters),
     ``train.init_from_teacher`` (see slice_init) and, for speed, ``train.amp`` (see MixedPrecision), ``train.compile``
-    (see compile_mode) and ``train.channels_last`` (default true). Without teachers and terms it trains from scratch.
+    (see compile_mode) and ``train.channels_last`` (default true). ``train.max_nonfinite``, ``divergence_factor``,
+    ``clip_grad_norm`` and ``accumulate`` are those of GuardOptions. Without teachers and terms it trains from scratch.
     Validation pads to the student's window, as training does.
 
     With ``datasets.train.dataroot_cache`` (see CachedTeacherDataset) cached outputs stand for those of the teachers,
@@ -61,6 +60,8 @@ class MultiTeacherSRModel(SRModel):
         self.distillers: nn.Module | None = None
         self.losses: dict[str, Tensor] = {}
         self.cached: dict[str, Tensor] = {}
+        self.origin: dict[str, Any] = {}
+        self.skipped: Tensor | None = None
         super().__init__(opt)
         if self.device.type == 'cpu':  # on a GPU it is not known to be faster for training
             merge_tails(self.get_bare_model(self.net_g))
@@ -91,6 +92,7 @@ class MultiTeacherSRModel(SRModel):
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
+        self.guard_options = guard_options(train_opt, self.opt['datasets']['train'].get('batch_size_per_gpu', 0))
         self.precision = MixedPrecision(train_opt.get('amp'), self.device)
         if train_opt.get('init_from_teacher'):
             self._init_from_teacher(train_opt['init_from_teacher'])
@@ -132,7 +134,8 @@ class MultiTeacherSRModel(SRModel):
         student = self.get_bare_model(self.net_g)
         train_set = self.opt['datasets']['train']
         self.distillers = bank = DistillerBank(opt).to(self.device)
-        bank.check_setting(bool(self.opt.get('teachers')), train_set['batch_size_per_gpu'])
+        part = train_set['batch_size_per_gpu'] // self.guard_options.accumulate
+        bank.check_setting(bool(self.opt.get('teachers')), part)
         teachers = {}
         if self.teachers is not None:
             teachers = self.teachers.to(self.device).bare()
@@ -148,7 +151,16 @@ class MultiTeacherSRModel(SRModel):
             bank.build(self.make_step(student, iteration=0))
             del self.lq, self.gt
             self.cached = {}
+        self._refuse_parts(bank)
         return self._synchronised(bank)
+
+    def _refuse_parts(self, bank: DistillerBank) -> None:
+        looking_ahead = [key for key, term in bank.terms.items() if term.own_optimizers()]
+        if looking_ahead and self.guard_options.accumulate > 1:
+            raise ValueError(
+                f'train.accumulate: train.distill.{looking_ahead[0]} takes steps of its own with the whole batch, '
+                'which cannot come in parts: leave accumulate out, or this term'
+            )
 
     def _refuse_compiled_taps(self, bank: DistillerBank) -> None:
         for name in self.teachers.networks if self.teachers is not None else ():
@@ -255,17 +267,38 @@ class MultiTeacherSRModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
-        losses = self.compute_losses(current_iter)
-        self.precision.step(sum(losses.values()), self.optimizer_g)
-        self.losses = {name: loss.detach() for name, loss in losses.items()}
+        self.guard.begin()
+        self.losses = self._add_gradients(current_iter)
+        self.skipped = self.guard.step(self.precision, self.losses, current_iter, self.origin)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
+    def _add_gradients(self, iteration: int) -> dict[str, Tensor]:
+        """The losses of the batch and their gradients, computed in ``train.accumulate`` parts."""
+        batch, count, found = (self.lq, self.gt, self.cached), self.guard_options.accumulate, []
+        for number in range(count):
+            self.lq, self.gt, self.cached = part_of(batch, number, count)
+            with alone((self.net_g, self.distillers), number + 1 < count):
+                found.append(self.compute_losses(iteration))
+                self.precision.backward(sum(found[-1].values()) / count)
+            found[-1] = mean_of(found[-1:])  # lets go of the graph
+        self.lq, self.gt, self.cached = batch
+        return mean_of(found)
+
+    @functools.cached_property
+    def guard(self) -> StepGuard:
+        """Made at the first step, when all that learns is there."""
+        networks = {'': self.get_bare_model(self.net_g)}
+        if self.distillers is not None:
+            networks['distill.'] = self.get_bare_model(self.distillers)
+        return StepGuard(self.guard_options, self.optimizers, networks, self.device)
+
     def model_ema(self, decay: float = 0.999) -> None:
-        moving_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
+        moving_average(self.net_g_ema, self.get_bare_model(self.net_g), decay, self.skipped)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Take a batch, or where one lies in resident data, to the device."""
+        self.origin = origin_of(data)
         batch = gather(data, self.device)
         self.lq = batch['lq']
         if 'gt' in batch:
@@ -273,8 +306,8 @@ class MultiTeacherSRModel(SRModel):
         self.cached = {name: batch[f'cached_{name}'] for name in self.cached_stores if f'cached_{name}' in batch}
 
     def get_current_log(self) -> dict[str, float]:
-        """The losses of the last step, averaged over processes; read from the device only when asked for."""
-        self.log_dict = self.reduce_loss_dict(self.losses)
+        """The losses of the last step, averaged over processes, and the guard's entries; read from the device here."""
+        self.log_dict = {**self.reduce_loss_dict(self.losses), **self.guard.log()}
         return self.log_dict
 
     def infer(self, lq: Tensor) -> Tensor:
@@ -285,14 +318,6 @@ class MultiTeacherSRModel(SRModel):
 
     def test(self) -> None:
         self.output = self.infer(self.lq)
-
-    def nondist_validation(
-        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
-    ) -> None:
-        validate(self, dataloader, current_iter, tb_logger, save_img)
-
-    def dist_validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        validate(self, dataloader, current_iter, tb_logger, save_img)
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
@@ -306,62 +331,6 @@ class MultiTeacherSRModel(SRModel):
             weights = read_weights(load_path)
         get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}.')
         load_weights(self.get_bare_model(net), weights, strict, str(load_path))
-
-    def save(self, epoch: int, current_iter: int) -> None:
-        """Networks first, the training state last: a state on the disk has all that belongs to it."""
-        networks = {'params': self.net_g, 'params_ema': getattr(self, 'net_g_ema', None)}
-        networks = {key: net for key, net in networks.items() if net is not None}
-        self.save_network(list(networks.values()), 'net_g', current_iter, param_key=list(networks))
-        if self._has_distiller_parameters():
-            self.save_network(self.distillers, 'distill', current_iter)
-        self.save_training_state(epoch, current_iter)
-
-    def _has_distiller_parameters(self) -> bool:
-        return self.distillers is not None and any(True for _ in self.distillers.parameters())
-
-    def metadata(self) -> dict[str, Any]:
-        """What is stored beside the weights of ``net_g`` under the key ``mtkd``."""
-        return {}
-
-    @master_only
-    def save_network(
-        self,
-        net: nn.Module | list[nn.Module],
-        net_label: str,
-        current_iter: int,
-        param_key: str | list[str] = 'params',
-    ) -> None:
-        nets = net if isinstance(net, list) else [net]
-        keys = param_key if isinstance(param_key, list) else [param_key]
-        content = {key: _on_cpu(self.get_bare_model(net)) for key, net in zip(keys, nets, strict=True)}
-        if net_label == 'net_g' and self.metadata():
-            content['mtkd'] = self.metadata()
-        name = 'latest' if current_iter == -1 else current_iter
-        save_whole(content, Path(self.opt['path']['models']) / f'{net_label}_{name}.pth')
-
-    @master_only
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        if current_iter == -1:
-            return
-        state = {
-            'epoch': epoch,
-            'iter': current_iter,
-            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
-            'scaler': self.precision.scaler.state_dict(),
-        }
-        save_whole(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
-
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        groups = [[group.get('fused') for group in optimizer.param_groups] for optimizer in self.optimizers]
-        super().resume_training(resume_state)
-        for optimizer, fused in zip(self.optimizers, groups, strict=True):
-            match_parameters(optimizer, fused)
-        if resume_state.get('scaler'):
-            self.precision.scaler.load_state_dict(resume_state['scaler'])
-        if self._has_distiller_parameters():
-            path = Path(self.opt['path']['models']) / f'distill_{resume_state["iter"]}.pth'
-            load_weights(self.get_bare_model(self.distillers), read_weights(path, 'params'), True, str(path))
 
 
 def probe_size(patch: int) -> int:
@@ -386,10 +355,6 @@ def build_teachers(opt: Mapping[str, Any], networks_needed: bool, target_is_cach
         aggregator = {'inputs': aggregator['inputs']} if 'inputs' in aggregator else None
     with torch.random.fork_rng(devices=[]):  # the student starts the same with and without them
         return TeacherEnsemble(opt['teachers'], opt['scale'], aggregator)
-
-
-def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
 
 
 @contextlib.contextmanager

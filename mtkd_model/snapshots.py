@@ -23,11 +23,16 @@ class Snapshot(nn.Module):
         super().__init__()
         check_pace(decay, every)
         self.decay, self.every = decay, every
+        self.followed = 0  # the iteration it last took over in
         self.frozen = FrozenNetwork(deepcopy(student), window_in(student), channels_last=False, merged=False)
 
     def follow(self, student: nn.Module, iteration: int) -> None:
-        """Take over from ``student`` if it is time; call once per step. Iteration 0, while building, is not counted."""
-        if iteration > 0 and iteration % self.every == 0:
+        """Take over from ``student`` if it is time; once in an iteration, whose batch may come in parts.
+
+        Iteration 0, while building, is not counted.
+        """
+        if iteration != self.followed and iteration % self.every == 0:
+            self.followed = iteration
             blend(self.frozen.network, student, self.decay)
 
     def forward(self, lq: Tensor, scale: int) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -262,6 +263,15 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_logger: Callabl
         return tmp_path / 'experiments' / options['name']
 
     return run
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A root of its own for this project's launchers, so that experiments go there."""
+    (tmp_path / 'project/basicsr').mkdir(parents=True)
+    for name in ('train.py', 'test.py'):
+        shutil.copy(REPO / 'basicsr' / name, tmp_path / 'project/basicsr')
+    return tmp_path / 'project'
 
 
 def script_environment() -> dict[str, str]:

@@ -384,6 +384,8 @@ def patched() -> list[Any]:
         list(sys.argv),
         basicsr.train.load_resume_state,
         basicsr.train.make_exp_dirs,
+        basicsr.train.EnlargedSampler,
+        basicsr.train.build_dataloader,
         basicsr.test.make_exp_dirs,
         basicsr.utils.dist_util.init_dist,
         basicsr.utils.options.init_dist,

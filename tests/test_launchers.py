@@ -1,6 +1,5 @@
 """Real processes: this project's launchers, those of others, a killed run that resumes, two processes by torchrun."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,8 @@ import basicsr
 import cv2
 import pytest
 import torch
-from conftest import REPO, script_environment, write_option
+from conftest import write_option
+from launching import TORCHRUN, environment, launch, newest_log
 
 import mtkd
 
@@ -22,32 +22,8 @@ pytestmark = pytest.mark.slow
 
 Options = dict[str, Any]
 HINT_TERM = {'type': 'FitNetDistiller', 'taps': {'body.-1': 'edsr/body.-1'}}
-TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 IMPORT_OF_THE_RELEASE = 'from torchvision.transforms.functional_tensor import rgb_to_grayscale\n'
 IMPORT_OF_MASTER = 'from torchvision.transforms.functional import rgb_to_grayscale\n'
-
-
-def launch(folder: Path, *arguments: str | Path, first: str = '') -> str:
-    """Run Python in ``folder`` to a good end; what it printed. ``first`` goes before the checkout in PYTHONPATH."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=folder,
-        env=environment(first),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def environment(first: str = '') -> dict[str, str]:
-    inherited = script_environment()
-    return {**inherited, 'PYTHONPATH': os.pathsep.join(filter(None, [first, inherited['PYTHONPATH']]))}
-
-
-def newest_log(folder: Path) -> str:
-    return max(folder.glob('*.log'), key=lambda path: path.stat().st_mtime_ns).read_text()
 
 
 def option_for_testing(options: Options, weights: Path) -> Options:
@@ -60,15 +36,6 @@ def option_for_testing(options: Options, weights: Path) -> Options:
         'path': {'pretrain_network_g': str(weights), 'param_key_g': 'params_ema', 'strict_load_g': True},
         'val': {**options['val'], 'save_img': True, 'suffix': None},
     }
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A root of its own for this project's launchers, so that experiments go there."""
-    (tmp_path / 'project/basicsr').mkdir(parents=True)
-    for name in ('train.py', 'test.py'):
-        shutil.copy(REPO / 'basicsr' / name, tmp_path / 'project/basicsr')
-    return tmp_path / 'project'
 
 
 @pytest.fixture
