@@ -1,13 +1,16 @@
-"""Command line of the plugin: ``python -m mtkd options|teachers [FOLDER]`` shows what ships with it, or copies it."""
+"""Command line of the plugin: what ships with it, checks of option files and of the installation."""
 
 import argparse
+import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mtkd
 from mtkd import pretrained
+from mtkd_data.command_line import exit_code
 
 
 def options_folder() -> Path:
@@ -44,30 +47,97 @@ def show_teachers(folder: Path | None) -> str:
     return f'{pretrained.FOLDER}\n{pretrained.table(found)}'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 done, 2 refused or failed."""
+def check_option_file(args: argparse.Namespace) -> str:
+    """The command ``check``; what to tell the user."""
+    from mtkd.schema.check import check
+
+    return check(args.opt, [entry for entries in args.force_yml for entry in entries], args.time)
+
+
+def show_schema(args: argparse.Namespace) -> str:
+    """The command ``schema``; what to tell the user."""
+    from mtkd.schema.json_schema import json_schema
+    from mtkd_data.lmdb_store import write_atomically
+
+    text = json.dumps(json_schema(), indent=1)
+    if args.out is None:
+        return text
+    write_atomically(args.out, f'{text}\n'.encode())
+    return f'written to {args.out}'
+
+
+def show_installation(args: argparse.Namespace) -> str:
+    """The command ``doctor``; what to tell the user. Raises ValueError for a fault that is not mended here."""
+    from mtkd import doctor
+
+    found = doctor.mends()
+    print(doctor.report(found))
+    left = doctor.unmended(found)
+    if left:
+        raise ValueError(f'present and not mended: {", ".join(left)}')
+    return ''
+
+
+EXAMPLES = """\
+examples:
+  python -m mtkd options my_options
+  python -m mtkd teachers my_teachers
+  python -m mtkd check -opt options/train_mtkd_x4.yml --force_yml train:total_iter=1000
+  python -m mtkd schema --out mtkd.schema.json
+  python -m mtkd doctor
+exit code: 0 done, 2 refused or failed, 130 interrupted"""
+
+
+def _command(commands: Any, name: str, what: str, run: Callable[[argparse.Namespace], str]) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=what, description=what)
+    command.set_defaults(run=run)
+    return command
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m mtkd',
         description=mtkd.__doc__.splitlines()[0],
-        epilog='examples:\n  python -m mtkd options my_options\n  python -m mtkd teachers my_teachers\n'
-        'exit code: 0 done, 2 refused or failed',
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=mtkd.__version__)
     commands = parser.add_subparsers(dest='command', required=True)
-    for name, what in (
-        ('options', 'print the folder of option files, or copy it to FOLDER'),
-        ('teachers', 'list the networks that ship, with size and PSNR, or copy them and their cards to FOLDER'),
-    ):
-        command = commands.add_parser(name, help=what, description=what)
+    options = 'print the folder of option files, or copy it to FOLDER'
+    teachers = 'list the networks that ship, with size and PSNR, or copy them and their cards to FOLDER'
+    for name, what, run in (('options', options, show_options), ('teachers', teachers, show_teachers)):
+        command = _command(commands, name, what, lambda args, run=run: run(args.folder))
         command.add_argument('folder', nargs='?', type=Path, metavar='FOLDER', help='must not exist yet')
-    args = parser.parse_args(argv)
-    try:
-        print({'options': show_options, 'teachers': show_teachers}[args.command](args.folder))
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    what = (
+        'all problems of an option file with their lines, or what it would do; the model is built, nothing is written'
+    )
+    command = _command(commands, 'check', what, check_option_file)
+    command.add_argument('-opt', type=Path, required=True, metavar='FILE', help='the option file')
+    command.add_argument(
+        '--force_yml',
+        nargs='+',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE',
+        help='as in training: train:total_iter=10',
+    )
+    command.add_argument('--time', action='store_true', help='measure a few training steps on this CPU')
+    command = _command(commands, 'schema', 'the JSON Schema of option files, for editors', show_schema)
+    command.add_argument('--out', type=Path, metavar='FILE', help='write it there instead of printing it')
+    _command(commands, 'doctor', 'versions, faults of other packages, and whether they are mended', show_installation)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
+    args = _parser().parse_args(argv)
+
+    def run() -> None:
+        text = args.run(args)
+        if text:
+            print(text)
+
+    return exit_code(run, 'nothing was changed')
 
 
 if __name__ == '__main__':

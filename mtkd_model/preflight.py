@@ -14,14 +14,24 @@ from torch import nn
 
 from mtkd import checks
 from mtkd_data.teacher_cache.cache import TeacherCache
-from mtkd_model.validation_options import check_validation
+
+# what classes raise that are given values which the schema cannot know to be wrong
+DEEP_ERRORS = (TypeError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError)
 
 
-def check(build_model: Callable[[dict[str, Any]], Any], opt: Mapping[str, Any]) -> None:
+def check(
+    build_model: Callable[[dict[str, Any]], Any],
+    opt: Mapping[str, Any],
+    look: Callable[[Any], Any] | None = None,
+) -> Any:
     """Build everything once on the CPU, run a tiny batch, throw it away: whatever is wrong raises here.
 
-    Neither the random state nor ``opt`` nor the logger is changed.
+    Mistakes that the schema finds are raised together, with their lines in the file. Neither the random state nor
+    ``opt`` nor the logger is changed. What ``look(model)`` gives, if it is given, comes back.
     """
+    from mtkd.schema.command_line import refuse_options  # here: the schema reads tables of this package
+
+    refuse_options(opt)
     opt = deepcopy(dict(opt))
     if opt['num_gpu'] > 1 and not opt['dist'] and opt.get('teachers'):
         raise ValueError(
@@ -29,19 +39,33 @@ def check(build_model: Callable[[dict[str, Any]], Any], opt: Mapping[str, Any]) 
             f'torchrun --nproc_per_node={opt["num_gpu"]} basicsr/train.py --launcher pytorch -opt ...'
         )
     opt.update(num_gpu=0, dist=False)
-    checks.check_top_level(opt)
-    checks.refuse_numbers_in_strings(opt)
-    checks.require_keys(opt, ('scale', 'network_g', 'datasets', 'path'), 'the option file')
-    checks.check_datasets(opt)
-    check_validation(opt)
+    with placed('the data sets'):
+        checks.check_datasets(opt)
     with torch.random.fork_rng(devices=[]), _silent_logger(), _without_compiling():
-        checks.build(ARCH_REGISTRY, opt['network_g'], 'network_g')
+        with placed('network_g'):
+            checks.build(ARCH_REGISTRY, opt['network_g'], 'network_g')
         for loss in ('pixel_opt', 'perceptual_opt'):
             if opt['is_train'] and opt['train'].get(loss):
-                checks.build(LOSS_REGISTRY, opt['train'][loss], f'train.{loss}')
-        build_model(opt).check_output()
-    _check_own_datasets(opt)
-    _check_sharing(opt)
+                with placed(f'train.{loss}'):
+                    checks.build(LOSS_REGISTRY, opt['train'][loss], f'train.{loss}')
+        with placed('the model'):
+            model = build_model(opt)
+            model.check_output()
+        with placed('the plan'):
+            seen = look(model) if look else None
+    with placed('the data sets'):
+        _check_own_datasets(opt)
+        _check_sharing(opt)
+    return seen
+
+
+@contextlib.contextmanager
+def placed(what: str) -> Iterator[None]:
+    """Turn what a class raises deep inside into a ValueError that says what was being built."""
+    try:
+        yield
+    except DEEP_ERRORS as error:
+        raise ValueError(f'{what} cannot be built from these options: {type(error).__name__}: {error}') from error
 
 
 def _check_own_datasets(opt: Mapping[str, Any]) -> None:

@@ -217,7 +217,7 @@ def test_one_cache_of_everything_serves_both_stages(options: Options, tmp_path: 
     ('stores', 'message'),
     [
         (['targt'], r"cached: .* has no store 'targt': did you mean 'target'\? Stores: target, edsr"),
-        ('target', r"cached: expected a list of stores such as \[target\], got 'target'"),
+        ('target', r"cached should be a list of stores; it is 'target'"),
         (['edsr'], r"train\.distill\.wavelet: teacher 'target' is unknown: Available: edsr"),
     ],
 )

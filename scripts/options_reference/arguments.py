@@ -2,9 +2,10 @@
 
 import inspect
 import re
-from typing import Any, NamedTuple, get_type_hints
+from typing import NamedTuple
 
-from options_reference.type_names import type_name, written_defaults, yaml_value
+from mtkd.schema.signatures import arguments_of as schema_arguments
+from options_reference.type_names import written_defaults, yaml_value
 
 ENTRY = re.compile(r'^(\w+(?:, \w+)*): (.*)$')
 
@@ -23,24 +24,15 @@ def arguments_of(kind: type) -> list[Argument]:
 
     Raises ValueError for an argument that neither its docstring nor one of its bases' explains.
     """
-    hints = _hints(kind)
+    kinds = schema_arguments(kind)
     written = written_defaults(kind.__init__)
     rows = []
     for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
         default = 'required' if parameter.default is parameter.empty else yaml_value(parameter.default)
         if name in written:
             default += f' ({written[name]})'
-        rows.append(Argument(name, type_name(hints[name]), default, meaning_of(kind, name)))
+        rows.append(Argument(name, str(kinds[name].kind), default, meaning_of(kind, name)))
     return rows
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    """Annotations of the constructor; those a class leaves out are its bases'."""
-    hints: dict[str, Any] = {}
-    for base in reversed(kind.__mro__):
-        if '__init__' in vars(base) and base.__module__.startswith('mtkd'):
-            hints |= get_type_hints(base.__init__)
-    return hints
 
 
 def meaning_of(kind: type, argument: str) -> str:

@@ -10,6 +10,7 @@ import mtkd  # noqa: F401  registers everything, and mends the upstream faults b
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 from mtkd.checks import OUR_TOP_LEVEL_KEYS, TRAIN_KEYS
+from mtkd.schema import basicsr_keys
 from mtkd_arch.teacher_ensemble_arch import AGGREGATOR_KEYS, TEACHER_KEYS
 from mtkd_data.dataset_keys import CACHE_KEYS, LOADER_KEYS, PAIR_KEYS
 from mtkd_model.distillers import DISTILLER_REGISTRY
@@ -30,7 +31,13 @@ a run accepts. Sections not named here are BasicSR's own and mean what they mean
 
 An option file is YAML as PyYAML's full loader reads it: write `0.0001`, since `1e-4` would be text. A key that a
 section does not know is refused with the nearest match, before anything is written. `required` has no default; `null`
-is nothing.
+is nothing. BasicSR's own sections may hold other keys, unless they look like a mistyped one of these.
+
+`python -m mtkd check -opt FILE` names every mistake of a file with its line, or says what a run of it would do. Editors
+complete and check option files by a JSON Schema: `python -m mtkd schema --out mtkd.schema.json`, and as the first line
+of an option file `# yaml-language-server: $schema=/path/to/mtkd.schema.json`. They read YAML 1.2, where `1e-4` is a
+number, and want to be told of the tag in the line `plugin:`; in VS Code that is
+`"yaml.customTags": ["tag:yaml.org,2002:python/name:mtkd.__version__ scalar"]`.
 
 In a table of arguments, the key `type` that names the class is left out. A mapping of text to number is written
 `{edsr: 1.0, rcan: 0.5}`, a list `[1, 2]`. A *tap* is the path of a module, such as `body.-1`: the number of a block may
@@ -43,14 +50,14 @@ def page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    yield '## The option file\n\n' + table('key', OUR_TOP_LEVEL_KEYS)
+    yield '## The option file\n\n' + table('key', {**basicsr_keys.TOP_LEVEL_KEYS, **OUR_TOP_LEVEL_KEYS})
     yield '## `model_type`\n\n' + '\n'.join(f'- `{name}`: {summary(kind)}' for name, kind in ours(MODEL_REGISTRY))
     yield '## `teachers`\n\nA mapping of names (letters, digits, `_`) to mappings:\n\n' + table('key', TEACHER_KEYS)
     yield (
         '## `aggregator`\n\nIn stage 2 the trained network; in stage 1 (`AggregationModel`) `inputs` alone.\n\n'
         + table('key', AGGREGATOR_KEYS)
     )
-    yield '## `train`\n\n' + table('key', {**TRAIN_KEYS, **HEADS_KEYS})
+    yield '## `train`\n\n' + table('key', {**TRAIN_KEYS, **HEADS_KEYS, **basicsr_keys.TRAIN_KEYS})
     yield '### `train.init_from_teacher`\n\n' + table('key', INIT_KEYS)
     yield (
         '## `train.distill`\n\nA mapping of names to terms, each with the `type` of a method. Names are for the log '
@@ -77,6 +84,9 @@ def _sections() -> Iterator[str]:
         yield f'### `{name}`\n\n{sentence(summary(kind))}' + (f'\n\n{table("key", keys)}' if keys else '')
     yield '## `val`\n\n' + table('key', VAL_KEYS)
     yield '### `val.metrics`\n\nA mapping of names to metrics:\n\n' + table('key', METRIC_KEYS)
+    yield "## `path`\n\nBasicSR's; it makes a folder of every other key.\n\n" + table('key', basicsr_keys.PATH_KEYS)
+    yield "## `logger`\n\nBasicSR's.\n\n" + table('key', basicsr_keys.LOGGER_KEYS)
+    yield "## `dist_params`\n\nBasicSR's.\n\n" + table('key', basicsr_keys.DIST_KEYS)
 
 
 def ours(registry: Any) -> list[tuple[str, type]]:

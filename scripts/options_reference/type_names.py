@@ -3,57 +3,20 @@
 import ast
 import inspect
 import textwrap
-import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
-PLAIN = {
-    int: 'whole number',
-    float: 'number',
-    str: 'text',
-    Path: 'path',
-    type(None): 'null',
-    Any: 'anything',
-}
+from mtkd.schema.signatures import kind_of_hint
+
+__all__ = ['Literal', 'Mapping', 'Sequence', 'type_name', 'written_defaults', 'yaml_value']
 
 
 def type_name(annotation: Any) -> str:
-    """A type in plain words, ``Sequence[int] | None`` as ``list of whole numbers or null``.
+    """A type in plain words, ``Sequence[int] | None`` as ``list of whole numbers or null``, as the schema says it.
 
     Raises ValueError for a type that has no words yet.
     """
-    parts = list(dict.fromkeys(_alternatives(annotation)))
-    if 'path' in parts and 'text' in parts:
-        parts.remove('text')
-    return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} or {parts[-1]}'
-
-
-def _alternatives(annotation: Any) -> list[str]:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return [str(argument) for argument in arguments]
-    if origin in (Union, types.UnionType):
-        return [part for argument in arguments for part in _alternatives(argument)]
-    if annotation is Mapping or origin is Mapping:
-        return [
-            'mapping'
-            if Any in arguments or not arguments
-            else f'mapping of {_inner(arguments[0])} to {_inner(arguments[1])}'
-        ]
-    if origin is Sequence:
-        inner = _inner(arguments[0])
-        return [f'list of {inner}s' if inner.endswith('number') else f'list of {inner}']
-    if annotation is bool:
-        return ['true', 'false']
-    if annotation in PLAIN:
-        return [PLAIN[annotation]]
-    raise ValueError(f'no words for the type {annotation!r}: add them to PLAIN')
-
-
-def _inner(annotation: Any) -> str:
-    name = type_name(annotation)
-    return f'({name})' if ' or ' in name else name
+    return str(kind_of_hint(annotation))
 
 
 def yaml_value(value: Any) -> str:
