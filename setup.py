@@ -11,7 +11,7 @@ OPTION_FOLDERS = sorted(
     for folder in (ROOT / 'options', *(ROOT / 'options').rglob('*'))
     if folder.is_dir()
 )
-PACKAGES = find_packages(str(ROOT), include=['mtkd', 'mtkd_*'])
+PACKAGES = find_packages(str(ROOT), include=['mtkd', 'mtkd.*', 'mtkd_*'])
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtkd/__init__.py').read_text(encoding='utf-8')).group(1)
 DOCS = ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5,<10']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']  # the last for graphs of one size
