@@ -25,7 +25,7 @@ def to_markdown(study: Mapping[str, Any], level: int = 2) -> str:
     head = '#' * (level + 1)
     if study['questions']:
         parts += [f'{head} Does it distil?', questions_table(study)]
-    if study['reference'] and len(study['students']) > 1:
+    if study['reference'] and len({each['student'] for each in study['results']}) > 1:
         parts += [f'{head} Every method on every student', gains_table(study)]
     if study['networks']:
         parts += [f'{head} Teachers and targets', networks_table(study)]
@@ -82,7 +82,8 @@ def questions_table(study: Mapping[str, Any]) -> str:
 
 def gains_table(study: Mapping[str, Any]) -> str:
     """Gains of all methods over the reference, a column per student, the largest of each in bold."""
-    reference, students = study['reference'], study['students']
+    reference, run = study['reference'], {each['student'] for each in study['results']}
+    students = {name: title for name, title in study['students'].items() if name in run}
     cells = {
         (method, student): gain(
             by_seed(study['results'], student, method), by_seed(study['results'], student, reference)
