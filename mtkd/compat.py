@@ -144,10 +144,29 @@ def _first_broken(paths: list[Path]) -> Path | None:
 def check_options_before_writing() -> None:
     """BasicSR makes the experiment's folders, and archives an older run of that name, before it looks at the options.
 
-    Models that have a ``check_options(opt)`` of their own get it called first. No upstream issue.
+    Models that have a ``check_options(opt)`` of their own get it called first. Where this plugin is there before the
+    option file is read, a safe reader looks through it before BasicSR's, which runs Python tags and fails where a
+    section is missing. No upstream issue.
     """
+    for module in _callers_of('parse_options'):
+        module.parse_options = _looked_through(module.parse_options)
     for module in _callers_of('make_exp_dirs'):
         module.make_exp_dirs = _checked_first(module.make_exp_dirs)
+
+
+def _looked_through(parse_options: Callable[..., Any]) -> Callable[..., Any]:
+    if hasattr(parse_options, 'looks_first'):
+        return parse_options
+
+    @functools.wraps(parse_options)
+    def looked_through(root_path: str, is_train: bool = True) -> Any:
+        from mtkd.schema.command_line import refuse_unread
+
+        refuse_unread(is_train)
+        return parse_options(root_path, is_train)
+
+    looked_through.looks_first = True
+    return looked_through
 
 
 def _checked_first(make_exp_dirs: Callable[[Options], None]) -> Callable[[Options], None]:

@@ -412,3 +412,34 @@ def test_building_a_swinir_says_nothing_of_meshgrid_and_other_warnings_stay() ->
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=REPO)
     assert 'meshgrid' not in done.stderr
     assert 'torch.something' in done.stderr
+
+
+def launched(option_file: Path, monkeypatch: pytest.MonkeyPatch, text: str, *flags: str) -> None:
+    """Let BasicSR's trainer read an option file of this text."""
+    option_file.write_text(text)
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(option_file), *flags])
+    basicsr.train.parse_options(str(option_file.parent))
+
+
+def test_a_file_without_sections_that_basicsr_needs_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match='problems found in') as refused:
+        launched(tmp_path / 'option.yml', monkeypatch, 'model_type: MultiTeacherSRModel\nname: toy\nscale: four\n')
+    for key in ('num_gpu', 'path', 'datasets', 'scale'):
+        assert key in str(refused.value)
+    assert 'option.yml:3: ' in str(refused.value)
+    with pytest.raises(ValueError, match=r'names no such section|unknown key'):
+        launched(tmp_path / 'option.yml', monkeypatch, 'teachers: {}\n', '--force_yml', 'trian:total_iter=3')
+
+
+def test_code_in_an_option_file_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = f'teachers: !!python/object/apply:os.mkdir [{tmp_path}/made]\n'
+    with pytest.raises(ValueError, match='tag'):
+        launched(tmp_path / 'option.yml', monkeypatch, text)
+    assert not (tmp_path / 'made').exists()
+
+
+def test_files_of_other_models_are_left_to_basicsr(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match='num_gpu'):
+        launched(tmp_path / 'option.yml', monkeypatch, 'model_type: SRGANModel\nmanual_seed: 1\n')

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtkd.schema.force import forced_keys
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from mtkd.schema.force import force, forced_keys
 from mtkd.schema.places import OptionFile, with_places
 from mtkd.schema.problems import problems, refuse
 from mtkd.schema.reader import read
@@ -24,13 +26,43 @@ def refuse_options(opt: Mapping[str, Any]) -> None:
     refuse(with_places(found, file, forced), str(file.path))
 
 
+def refuse_unread(is_train: bool) -> None:
+    """Raise one ValueError with all problems of the file behind ``-opt``, before BasicSR's own loader reads it.
+
+    That loader runs what Python tags say; here any but that of the ``plugin:`` line is refused. Files without anything
+    of this plugin are left to BasicSR.
+    """
+    args = _arguments()
+    if args is None or not args.opt:
+        return
+    file = read(Path(args.opt))
+    if not isinstance(file.options, Mapping) or not _is_ours(file.options):
+        return
+    found = problems({**force(file.options, args.force_yml), 'is_train': is_train})
+    refuse(with_places(found, file, forced_keys(args.force_yml)), str(file.path))
+
+
+def _is_ours(opt: Mapping[str, Any]) -> bool:
+    name = opt.get('model_type')
+    checked = isinstance(name, str) and name in MODEL_REGISTRY and hasattr(MODEL_REGISTRY.get(name), 'check_options')
+    return checked or 'plugin' in opt or 'teachers' in opt
+
+
 def option_file() -> tuple[OptionFile | None, dict[str, str]]:
     """The file behind ``-opt`` and what ``--force_yml`` changes; None where there is none that can be read."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    args = _arguments()
+    try:
+        return (read(Path(args.opt)) if args and args.opt else None), forced_keys(args.force_yml if args else ())
+    except (ValueError, OSError):
+        return None, {}
+
+
+def _arguments() -> argparse.Namespace | None:
+    """``-opt`` and ``--force_yml``; None for a command line that BasicSR will refuse."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument('-opt')
     parser.add_argument('--force_yml', nargs='+', default=[])
     try:
-        args, _ = parser.parse_known_args(sys.argv[1:])
-        return (read(Path(args.opt)) if args.opt else None), forced_keys(args.force_yml)
-    except (ValueError, OSError, argparse.ArgumentError):
-        return None, {}
+        return parser.parse_known_args(sys.argv[1:])[0]
+    except argparse.ArgumentError:
+        return None
