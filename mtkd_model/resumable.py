@@ -176,11 +176,8 @@ class ResumableModel(SRModel):
 
 
 def check_keeping(opt: Mapping[str, Any]) -> None:
-    """Raise ValueError for a ``logger.keep_last`` below 1, or a ``logger.keep_best`` that is not measured."""
-    logger, measured = opt.get('logger') or {}, list((opt.get('val') or {}).get('metrics') or {})
-    keep, best = logger.get('keep_last'), logger.get('keep_best')
-    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
-        raise ValueError(f'logger.keep_last is {keep!r}, expected a number of checkpoints, at least 1, or null for all')
+    """Raise ValueError for a ``logger.keep_best`` that is not measured."""
+    measured, best = list((opt.get('val') or {}).get('metrics') or {}), (opt.get('logger') or {}).get('keep_best')
     if best is not None and best not in measured:
         known = ', '.join(measured) or 'none'
         raise ValueError(

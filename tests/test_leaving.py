@@ -73,6 +73,7 @@ def test_a_signal_saves_the_iteration_at_hand_and_the_run_goes_on_from_there(
 
 
 def test_a_second_signal_does_what_it_did_before() -> None:
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
     owner = type('Owner', (), {})()
     leaving.listen_for_signals(owner)
     os.kill(os.getpid(), signal.SIGINT)
@@ -81,6 +82,7 @@ def test_a_second_signal_does_what_it_did_before() -> None:
         os.kill(os.getpid(), signal.SIGINT)
     del owner
     assert not leaving.asked_to_leave(1, dist=False, device=torch.device('cpu'))
+    signal.signal(signal.SIGINT, inherited)
 
 
 def test_signals_do_again_what_they_did_when_the_model_is_gone() -> None:
@@ -157,8 +159,8 @@ def test_the_best_weights_are_those_of_the_best_validation(
 @pytest.mark.parametrize(
     ('keeping', 'message'),
     [
-        ({'keep_last': 0}, 'keep_last is 0, expected a number of checkpoints, at least 1'),
-        ({'keep_last': True}, 'keep_last is True, expected'),
+        ({'keep_last': 0}, 'keep_last should be null or a whole number, at least 1; it is 0'),
+        ({'keep_last': True}, 'keep_last should be null or a whole number, at least 1; it is True'),
         ({'keep_best': 'pnsr'}, "'pnsr' is no metric of val.metrics: did you mean 'psnr'"),
     ],
 )

@@ -88,8 +88,9 @@ def toy(options: Options, data: Path, weights: Callable[..., str]) -> Options:
     options = copy.deepcopy(options)
     options.update(num_gpu=0, network_g=narrowed(options['network_g']))
     for teacher in options.get('teachers', {}).values():
-        teacher['network'] = narrowed(teacher['network'])
-        teacher['path'] = weights(teacher['network'])
+        if 'network' in teacher:  # else the file of its weights names it, and is there
+            teacher['network'] = narrowed(teacher['network'])
+            teacher['path'] = weights(teacher['network'])
     if 'network' in options.get('aggregator', {}):
         aggregator = options['aggregator']
         aggregator['network'] = narrowed(aggregator['network'])
