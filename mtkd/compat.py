@@ -290,9 +290,10 @@ def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> No
 
     Signals that a whole job gets are left to the process of the training, which may still want batches to come.
     """
-    for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
-        if torch.utils.data.get_worker_info() is not None and hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    from mtkd_model.leaving import SIGNALS
+
+    for number in SIGNALS if torch.utils.data.get_worker_info() is not None else ():
+        signal.signal(number, signal.SIG_IGN)
     worker_seed = (torch.initial_seed() + num_workers * rank + seed) % 2**32
     np.random.seed(worker_seed)  # noqa: NPY002  BasicSR's augmentation uses the global generators
     random.seed(worker_seed)

@@ -1,5 +1,8 @@
 """The end of an upsampling network in one convolution: less work for the same result."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from basicsr.archs.edsr_arch import EDSR
@@ -59,6 +62,24 @@ def merge_tails(network: nn.Module) -> None:
             tail = _Tail(module.upsample, module.upsample[-2], module.upsample[-1], module.conv_last)
             for part, kind in ((tail.conv_up, _Passing), (tail.shuffle, _PassingShuffle), (tail.conv_last, _Merging)):
                 part.__class__, part.tail = kind, tail
+
+
+@contextmanager
+def tails_apart(network: nn.Module) -> Iterator[None]:
+    """Within it, merged tails run module by module, as a network is published and as it trains on a GPU.
+
+    They do so while a hook listens to them, see ``merge_tails``.
+    """
+    handles = [module.register_forward_hook(_listen) for module in network.modules() if hasattr(module, 'tail')]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _listen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Hear, and do nothing."""
 
 
 def _is_mergeable(network: nn.Module) -> bool:

@@ -1,15 +1,13 @@
 """What a network costs, counted: parameters, and multiplications for an image of 1280 x 720."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtkd_arch.frozen_network import forward_padded
+from mtkd_arch.merged_upsampling import tails_apart
 from mtkd_eval.loaded import LoadedNetwork
 
 OUTPUT = (720, 1280)  # height and width
@@ -35,7 +33,7 @@ def count_macs(loaded: LoadedNetwork, output: tuple[int, int] = OUTPUT) -> int:
     counter = FlopCounterMode(display=False)
     try:
         with (
-            _tails_apart(loaded.network),
+            tails_apart(loaded.network),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),  # as matrix products, which are counted on every device
             FakeTensorMode(allow_non_fake_inputs=True),  # what is made within it has no content
@@ -46,18 +44,3 @@ def count_macs(loaded: LoadedNetwork, output: tuple[int, int] = OUTPUT) -> int:
         reason = str(error).split('\n')[0]
         raise ValueError(f'{loaded.name}: its multiplications cannot be counted: {reason}') from error
     return counter.get_total_flops() // 2  # a multiplication and an addition
-
-
-@contextmanager
-def _tails_apart(network: nn.Module) -> Iterator[None]:
-    """Within it, tails merged for speed run module by module, as a network is published: they do so when heard."""
-    handles = [module.register_forward_hook(_listen) for module in network.modules() if hasattr(module, 'tail')]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _listen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """Hear, and do nothing."""

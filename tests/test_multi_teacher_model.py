@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from basicsr.utils.registry import MODEL_REGISTRY
-from conftest import SMALL, read_option, scratch, small_network, stage_one, write_option
+from conftest import SMALL, scratch, small_network, stage_one, write_option
+from launching import model_of_process
 
 from mtkd_arch.weights import read_metadata, read_weights
 from mtkd_model.aggregation_model import AggregationModel
@@ -218,14 +219,7 @@ def square_crops(options: Options, folder: Path) -> None:
 
 def _train_share(rank: int, world: int, option_file: str, results: str, port: int) -> None:
     """One process: its share of the batch, one backward pass, gradients of student and adapters to a file."""
-    torch.set_num_threads(1)
-    if world > 1:
-        address = f'tcp://127.0.0.1:{port}'
-        torch.distributed.init_process_group('gloo', init_method=address, rank=rank, world_size=world)
-    options = read_option(Path(option_file))
-    options.update(dist=world > 1, rank=rank, world_size=world, is_train=True)
-    torch.manual_seed(0)
-    model = MODEL_REGISTRY.get(options['model_type'])(options)
+    model = model_of_process(rank, world, option_file, port)
     model.feed_data({name: value.chunk(world)[rank] for name, value in batch(size=4).items()})
     sum(model.compute_losses(1).values()).backward()
     gradients = {name: p.grad for name, p in model.get_bare_model(model.net_g).named_parameters()}

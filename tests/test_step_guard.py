@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from basicsr.data import build_dataset
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import MODEL_REGISTRY
-from conftest import cached, read_option, scratch, stage_one, write_option
+from conftest import cached, scratch, stage_one, write_option
+from launching import model_of_process
 from test_multi_teacher_model import batch, made
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -455,15 +455,7 @@ def test_terms_that_need_the_whole_batch_are_refused_in_parts(options: Options) 
 
 def _run_share(rank: int, world: int, option_file: str, results: str, port: int) -> None:
     """One process: a good step in two parts, then steps with one bad image in the last process alone."""
-    torch.set_num_threads(1)
-    if world > 1:
-        address = f'tcp://127.0.0.1:{port}'
-        torch.distributed.init_process_group('gloo', init_method=address, rank=rank, world_size=world)
-    options = read_option(Path(option_file))
-    options.update(dist=world > 1, rank=rank, world_size=world, is_train=True)
-    options['datasets']['train']['batch_size_per_gpu'] = 8 // world
-    torch.manual_seed(0)
-    model = MODEL_REGISTRY.get(options['model_type'])(options)
+    model = model_of_process(rank, world, option_file, port, batch=8)
     data = {name: value.chunk(world)[rank] for name, value in batch(size=8).items()}
     synchronised = []
     for net in (model.net_g, model.distillers) if world > 1 else ():

@@ -1,13 +1,14 @@
 """How much memory a run would take, from the model that was built and one small step of it on the CPU."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mtkd_arch.merged_upsampling import tails_apart
 from mtkd_model.multi_teacher_model import probe_size
 
 BATCH = 2  # the fewest images that every term takes
@@ -48,7 +49,7 @@ def estimate(model: Any, batch: int, gt_size: int, on_gpu: bool) -> Memory:
     ]
     patch = gt_size // model.scale
     sides = probe_size(patch), probe_size(patch) + STEP
-    with _tails_apart(model.net_g) if on_gpu else contextlib.nullcontext():
+    with tails_apart(model.net_g) if on_gpu else contextlib.nullcontext():
         small, large = (_kept(model, side) for side in sides)
     slope = (large - small) / (sides[1] ** 2 - sides[0] ** 2) / BATCH
     return Memory(
@@ -64,21 +65,6 @@ def estimate(model: Any, batch: int, gt_size: int, on_gpu: bool) -> Memory:
 def _kept(model: Any, side: int) -> int:
     feed(model, BATCH, side)
     return kept_by_the_graph(model)
-
-
-@contextlib.contextmanager
-def _tails_apart(network: nn.Module) -> Iterator[None]:
-    """Within it, tails that are merged for speed on a CPU run module by module, as they do on a GPU: when heard."""
-    handles = [module.register_forward_hook(_listen) for module in network.modules() if hasattr(module, 'tail')]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _listen(*_: Any) -> None:
-    pass
 
 
 def modules_of(model: Any) -> Iterable[nn.Module]:
