@@ -1,7 +1,4 @@
-"""The section ``val`` of an option file, checked before anything is built: a mistake in it would show hours later."""
-
-from collections.abc import Mapping
-from typing import Any
+"""What an option file may say under ``val``. A mistake there would show hours later; the schema finds it at once."""
 
 from mtkd_model.validation import DEVICE_METRICS, KEPT_BYTES, TILE_OVERLAP
 
@@ -27,15 +24,6 @@ METRIC_KEYS = {
     'input_order': ('HWC', 'HWC', 'for files of BasicSR that say it'),
     'better': ('higher or lower', 'higher', 'which value is the best so far'),
 }
-
-
-def check_validation(opt: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first mistake in ``val``: a key missing, mistyped or of another type."""
-    from mtkd.schema.problems import section_problems  # here: the schema reads the tables above
-
-    if opt.get('val') is not None:
-        for problem in section_problems('val', opt):
-            raise ValueError(str(problem))
 
 
 def on_the_device(metric: str) -> str | None:

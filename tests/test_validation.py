@@ -21,9 +21,9 @@ from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from conftest import read_option, scratch, small_network, stage_one, write_option
 from torch.utils.data import DataLoader
 
+from mtkd.schema.problems import problems, refuse
 from mtkd_model import validation
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
-from mtkd_model.validation_options import check_validation
 
 Options = dict[str, Any]
 METRICS = {
@@ -351,18 +351,18 @@ def test_two_processes_give_the_results_of_one(
 def test_a_mistake_in_the_section_is_named(student: Options, changes: Options, message: str) -> None:
     student['val'] |= changes
     with pytest.raises(ValueError) as caught:
-        check_validation({**student, 'is_train': True})
+        refuse(problems({**student, 'is_train': True}))
     assert message in str(caught.value)
 
 
 def test_a_key_that_would_be_missed_hours_later_is_missed_at_once(student: Options) -> None:
     del student['val']['save_img']
     with pytest.raises(ValueError, match="val lacks the key 'save_img'"):
-        check_validation({**student, 'is_train': True})
+        refuse(problems({**student, 'is_train': True}))
     with pytest.raises(ValueError, match="val lacks the key 'val_freq'"):
-        check_validation({**student, 'val': {'save_img': False}, 'is_train': True})
-    check_validation({**student, 'val': {'save_img': False}, 'is_train': False})
-    check_validation({**student, 'val': None, 'is_train': True})
+        refuse(problems({**student, 'val': {'save_img': False}, 'is_train': True}))
+    refuse(problems({**student, 'val': {'save_img': False}, 'is_train': False}))
+    refuse(problems({**student, 'val': None, 'is_train': True}))
 
 
 def test_a_mistake_is_found_before_anything_is_written(

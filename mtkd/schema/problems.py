@@ -29,11 +29,6 @@ def problems(opt: Any) -> list[Problem]:
     return found + [one for one in across(opt) if not any(other.path.startswith(one.path) for other in found)]
 
 
-def section_problems(name: str, opt: Mapping[str, Any]) -> list[Problem]:
-    """Those of one section alone."""
-    return [*across({name: opt.get(name)}), *SCHEMA.keys[name].kind.problems(opt.get(name), name, _context(opt))]
-
-
 def refuse(found: list[Problem], what: str = 'the option file') -> None:
     """Raise one ValueError with all that was ``found``, if anything was."""
     if len(found) == 1:
