@@ -251,7 +251,7 @@ def draw_crops_by_their_place() -> None:
 
 
 def _with_places(upstream: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
-    from mtkd_data.placed_sampler import PlacedSampler, SeededDataset
+    from mtkd_data.placed_sampler import PlacedSampler, SeededDataset, note_validation
 
     if hasattr(upstream, 'knows_places'):
         return upstream
@@ -271,6 +271,8 @@ def _with_places(upstream: Callable[..., DataLoader]) -> Callable[..., DataLoade
         loader = upstream(dataset, dataset_opt, num_gpu, dist, sampler, seed)
         loader.generator = torch.Generator()  # its own: a loader that starts takes nothing from the training's draws
         loader.generator.manual_seed(seed or 0)
+        if dataset_opt['phase'] != 'train':
+            note_validation(loader)
         return loader
 
     build_dataloader.knows_places = True

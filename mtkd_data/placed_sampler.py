@@ -8,13 +8,13 @@ import hashlib
 import random
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from basicsr.data.data_sampler import EnlargedSampler
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 
 class Place(int):
@@ -85,11 +85,22 @@ class PlacedSampler(EnlargedSampler):
 
 
 _current: list['weakref.ref[PlacedSampler]'] = []
+_validation: 'weakref.WeakValueDictionary[str, DataLoader]' = weakref.WeakValueDictionary()
 
 
 def current_sampler() -> PlacedSampler | None:
     """The sampler of the training set of this process, the newest if there were several; None without one."""
     return _current[0]() if _current else None
+
+
+def note_validation(loader: DataLoader) -> None:
+    """Remember ``loader`` by the name of its data set for ``validation_loaders``, as long as somebody holds it."""
+    _validation[loader.dataset.opt['name']] = loader
+
+
+def validation_loaders(names: Iterable[str]) -> list[DataLoader]:
+    """The loaders of these validation sets of this process, the newest of each name."""
+    return [_validation[name] for name in names if name in _validation]
 
 
 class SeededDataset(Dataset):

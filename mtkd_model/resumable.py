@@ -1,5 +1,6 @@
 """What makes a BasicSR model survive: files that are whole, exact resuming, leaving when asked to."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mtkd.checks import nearest
 from mtkd_arch.weights import load_weights, read_weights
-from mtkd_data.placed_sampler import current_sampler
+from mtkd_data.placed_sampler import current_sampler, validation_loaders
 from mtkd_model.acceleration import MixedPrecision, match_parameters
 from mtkd_model.checkpoint import remove_all_but_last, save_whole
 from mtkd_model.leaving import LEFT, asked_to_leave, listen_for_signals, stop_listening
@@ -60,13 +61,16 @@ class ResumableModel(SRModel):
     def _leave(self, iteration: int) -> None:
         sampler, logger = current_sampler(), get_root_logger()
         if iteration > 0 and sampler is not None:
-            self.save(sampler.epoch, iteration)
+            self.save(sampler.epoch, iteration, validated=True)
             logger.info(f'Asked to leave: iteration {iteration} is saved, --auto_resume goes on. Exit code {LEFT}.')
         stop_listening()
         raise SystemExit(LEFT)
 
-    def save(self, epoch: int, current_iter: int) -> None:
-        """Networks first, the training state last: a state on the disk has all that belongs to it."""
+    def save(self, epoch: int, current_iter: int, validated: bool = False) -> None:
+        """Networks first, the training state last: a state on the disk has all that belongs to it.
+
+        The trainer saves before it validates: a state says whether a validation of its iteration was still to come.
+        """
         self._save_networks(current_iter)
         if self._has_distiller_parameters():
             self.save_network(self.distillers, 'distill', current_iter)
@@ -76,6 +80,9 @@ class ResumableModel(SRModel):
         batch = self.opt['datasets']['train']['batch_size_per_gpu']
         own = {'random': random_state(self.device), 'data': place_in_data(current_sampler(), batch)}
         self.processes = of_all_processes(own)
+        self.validation_due = (
+            not validated and current_iter % (self.opt.get('val') or {}).get('val_freq', math.inf) == 0
+        )
         self.save_training_state(epoch, current_iter)
         self._remove_old()
 
@@ -117,6 +124,7 @@ class ResumableModel(SRModel):
             'scaler': self.precision.scaler.state_dict(),
             'best_metric_results': getattr(self, 'best_metric_results', {}),
             'processes': self.processes,
+            'validation_due': self.validation_due,
         }
         save_whole(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
 
@@ -140,6 +148,13 @@ class ResumableModel(SRModel):
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
         self._resume_place(resume_state.get('processes'))
+        if resume_state.get('validation_due'):
+            self._validate_again(resume_state['iter'])
+
+    def _validate_again(self, iteration: int) -> None:
+        """The validation that a killed run may not have come to: its best results belong to those of the whole run."""
+        for loader in validation_loaders(validation_names(self.opt)):
+            self.validation(loader, iteration, None, self.opt['val'].get('save_img', False))
 
     def _resume_place(self, processes: list[Mapping[str, Any]] | None) -> None:
         """Go on in the data and with the random numbers where the run of the state was, as far as it says."""
@@ -170,7 +185,7 @@ class ResumableModel(SRModel):
         metric = (self.opt.get('logger') or {}).get('keep_best')
         if metric is None or not self.opt['is_train']:
             return
-        first = next(each['name'] for phase, each in self.opt['datasets'].items() if phase.split('_')[0] == 'val')
+        first = validation_names(self.opt)[0]
         if set_name == first and self.best_metric_results[first][metric]['iter'] == current_iter:
             self._save_networks(BEST)
 
@@ -183,8 +198,13 @@ def check_keeping(opt: Mapping[str, Any]) -> None:
         raise ValueError(
             f'logger.keep_best: {best!r} is no metric of val.metrics: {nearest(best, measured)}There: {known}'
         )
-    if best is not None and not any(phase.split('_')[0] == 'val' for phase in opt['datasets']):
+    if best is not None and not validation_names(opt):
         raise ValueError('logger.keep_best: there is no validation set under datasets')
+
+
+def validation_names(opt: Mapping[str, Any]) -> list[str]:
+    """Names of the validation sets of an option, in its order."""
+    return [each['name'] for phase, each in opt['datasets'].items() if phase.split('_')[0] == 'val']
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from mtkd_data.preparation.prepare import main as prepare
 from mtkd_data.teacher_cache.command import main as cache_teachers
 
+pytest_plugins = ['reliability']
 REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('MTKD_SHARED', REPO.parent / 'shared'))
 SMALL = {

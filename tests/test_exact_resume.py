@@ -19,21 +19,30 @@ Options = dict[str, Any]
 HINT = {'type': 'FitNetDistiller', 'taps': {'body.-1': 'edsr/body.-1'}}
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two contents of checkpoints are equal in every bit."""
+def differences(one: Any, other: Any, at: str = '') -> list[str]:
+    """Where two contents of checkpoints differ in any bit."""
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+        equal = one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, dict):
+        if one.keys() == other.keys():
+            return [found for key, value in one.items() for found in differences(value, other[key], f'{at}/{key}')]
+        equal = False
+    elif isinstance(one, list | tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for place, pair in pairs for found in differences(*pair, f'{at}/{place}')]
+    else:
+        equal = one == other
+    return [] if equal else [at]
 
 
 def content(experiment: Path, iteration: int) -> dict[str, Any]:
     """All that a run has on the disk at an iteration."""
     files = [*experiment.glob(f'models/*_{iteration}.pth'), experiment / f'training_states/{iteration}.state']
     return {path.name: torch.load(path, weights_only=True) for path in files}
+
+
+def state_of(experiment: Path, iteration: int) -> dict[str, Any]:
+    return torch.load(experiment / f'training_states/{iteration}.state', weights_only=True)
 
 
 def cut_back(experiment: Path, iteration: int) -> None:
@@ -101,10 +110,23 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     for iteration in (2, 4) if change is online else (3,):  # 4 ends an epoch
         cut_back(experiment, iteration)
         assert train(options, '--auto_resume') == experiment
-        assert same(content(experiment, 7), whole), f'resumed from {iteration}'
+        assert not differences(content(experiment, 7), whole), f'resumed from {iteration}'
         again = losses(experiment)  # a log of the same second is written over the older one
         assert {str(later) for later in range(iteration + 1, 8)} <= again.keys()
         assert again == {number: logged[number] for number in again}
+
+
+def test_a_validation_that_a_killed_run_did_not_come_to_is_made_up_for(options: Options, train: Run) -> None:
+    options['logger'] |= {'save_checkpoint_freq': 1}
+    options['val']['val_freq'] = 2
+    experiment = train(options)
+    best = state_of(experiment, 3)['best_metric_results']
+    assert best['val']['psnr']['iter'] == 2
+    cut_back(experiment, 2)
+    assert state_of(experiment, 2)['best_metric_results'] == {}  # the trainer saves before it validates
+    options['val']['val_freq'] = 100
+    train(options, '--auto_resume')
+    assert state_of(experiment, 3)['best_metric_results'] == best
 
 
 def test_the_test_above_sees_a_single_bit(options: Options, train: Run) -> None:
@@ -113,8 +135,8 @@ def test_the_test_above_sees_a_single_bit(options: Options, train: Run) -> None:
     whole = content(experiment, 4)
     changed = content(experiment, 4)
     next(iter(changed['net_g_4.pth']['params_ema'].values())).view(-1).view(torch.int32)[0] ^= 1
-    assert same(whole, content(experiment, 4))
-    assert not same(whole, changed)
+    assert differences(whole, content(experiment, 4)) == []
+    assert differences(whole, changed)
 
 
 def test_images_and_crops_do_not_depend_on_workers_or_what_came_before(options: Options, train: Run) -> None:
@@ -124,8 +146,8 @@ def test_images_and_crops_do_not_depend_on_workers_or_what_came_before(options: 
         options['name'] = f'{kind}_{workers}'
         options['datasets']['train'] |= {'num_worker_per_gpu': workers, 'type': kind}
         weights.append(content(train(options), 4)['net_g_4.pth'])
-    assert same(weights[0], weights[1])
-    assert same(weights[0], weights[2])
+    assert differences(weights[0], weights[1]) == []
+    assert differences(weights[0], weights[2]) == []
 
 
 def test_a_state_of_an_older_version_is_still_gone_on_with(options: Options, train: Run) -> None:
@@ -204,7 +226,7 @@ def test_a_sample_is_that_of_its_place_and_the_generators_are_left_as_they_were(
     data = SeededDataset(Numbers(3))
     before = random_state(torch.device('cpu'))
     first = data[Place(2, 77)]
-    assert same(random_state(torch.device('cpu')), before)
+    assert differences(random_state(torch.device('cpu')), before) == []
     assert (data[Place(1, 77)][1:], data[Place(2, 77)]) == (first[1:], first)
     assert data[Place(2, 78)][1:] != first[1:]
     assert (len(data), data.count) == (3, 3)
@@ -285,7 +307,7 @@ print(json.dumps(happened))
 
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_had_not(
-    options: Options, train: Run, tmp_path: Path
+    options: Options, train: Run, tmp_path: Path, tally: Any
 ) -> None:
     options['train']['distill'] = {'wavelet': dict(WAVELET_TERM), 'hint': HINT}
     options['train']['total_iter'] = 300
@@ -303,5 +325,10 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_had_not(
     killed = json.loads(done.stdout.splitlines()[-1])
     assert len(killed) == 20
     assert len({each['newest state'] for each in killed}) > 5, killed  # it got on in between
-    assert same(content(root / 'experiments/toy', 300), expected)
+    found = differences(content(root / 'experiments/toy', 300), expected)
+    with tally(
+        'kill', 'training killed at random moments, a quarter while saving; weights, optimizers, best results'
+    ) as count:
+        for each in killed:
+            count(not found, f'{found} after {each}')
     shutil.rmtree(root)

@@ -91,7 +91,7 @@ def test_a_study_runs_is_resumed_and_written_up(
     assert [(row['method'], row['mean']) for row in gains] == [('kd', 0.0), ('mtkd', 0.0)]
     assert set(study['networks']) == {'the EDSR teacher', 'the target'}
     assert study['networks']['the target']['parameters'] > study['networks']['the EDSR teacher']['parameters']
-    assert all(each['step_seconds'] > 0 for each in study['results'])
+    assert all(each['step_seconds'] > 0 for each in study['results'] if each['iterations'] > 1)  # one step has no pace
     assert '## Equal wall-clock' in page.read_text()
     assert (tmp_path / 'copy/toy.json').read_bytes() == (out / 'study.json').read_bytes()
 
