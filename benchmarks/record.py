@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtkd_data.whole_files import write_atomically
 from mtkd_eval.record import circumstances
 
 
@@ -54,7 +55,8 @@ def summaries(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float
 def write(path: Path, device: str, figures: Mapping[str, Any]) -> None:
     """Store ``figures`` with the circumstances as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**circumstances(torch.device(device)), **figures}, indent=2) + '\n')
+    text = json.dumps({**circumstances(torch.device(device)), **figures}, indent=2)
+    write_atomically(path, f'{text}\n'.encode())
 
 
 def run_part(

@@ -9,6 +9,8 @@ matplotlib.use('Agg')
 
 from matplotlib import pyplot as plt
 
+from mtkd_data.whole_files import whole_file
+
 COLOURS = {'online': '#D55E00', 'cached': '#0072B2', 'scratch': '#999999'}  # of the Okabe-Ito palette
 LABELS = {'online': 'teachers in every step', 'cached': 'from a cache', 'scratch': 'no teachers'}
 GAINS = {'student': 'a step of the EDSR student', 'teachers': 'the forward pass of the three teachers'}
@@ -171,5 +173,6 @@ def plot(figures: Figures, path: Path) -> None:
     for axis in (left, right):
         axis.spines[['top', 'right']].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)
     plt.close(figure)

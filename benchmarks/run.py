@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.report import plot, table
+from mtkd_data.whole_files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ('steps', 'teachers', 'dctswin_forward', 'wavelet', 'precision', 'validation', 'loader', 'trainer')
@@ -65,13 +66,15 @@ def main(argv: list[str] | None = None) -> int:
             continue
         found[part] = figures
         store.parent.mkdir(parents=True, exist_ok=True)
-        store.write_text(json.dumps(found, indent=1) + '\n')  # after each part: a long run may be cut short
+        # after each part: a long run may be cut short
+        write_atomically(store, f'{json.dumps(found, indent=1)}\n'.encode())
     text = table(found, args.device)
-    store.with_suffix('.md').write_text(text)
+    write_atomically(store.with_suffix('.md'), text.encode())
     plot(found, args.plots / f'cost_of_teachers_{args.device}.png')
     if args.page.is_file():
         tables = '\n'.join(path.read_text() for path in sorted(args.results.glob('c*.md')))  # cpu and cuda
-        args.page.write_text(record.replace_between(args.page.read_text(), START, END, tables.rstrip('\n')))
+        page = record.replace_between(args.page.read_text(), START, END, tables.rstrip('\n'))
+        write_atomically(args.page, page.encode())
     print(text)
     return 1 if failed else 0
 

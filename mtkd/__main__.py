@@ -11,6 +11,7 @@ from typing import Any
 import mtkd
 from mtkd import pretrained
 from mtkd_data.command_line import exit_code
+from mtkd_data.whole_files import whole_folder
 
 
 def options_folder() -> Path:
@@ -21,10 +22,18 @@ def options_folder() -> Path:
 
 
 def copy_options(folder: Path) -> None:
-    """Copy the option files into the new folder ``folder``; FileExistsError for one that is there."""
-    if folder.exists():
-        raise FileExistsError(f'{folder} exists already; give a new folder')
-    shutil.copytree(options_folder(), folder, ignore=shutil.ignore_patterns('__pycache__', '__init__.py'))
+    """Copy the option files into the new folder ``folder``, which appears when all are there.
+
+    Raises FileExistsError for one that is there.
+    """
+    source = options_folder()
+    files = [path for path in sorted(source.rglob('*')) if path.is_file() and '__pycache__' not in path.parts]
+    with whole_folder(folder) as made:
+        for path in files:
+            if path.name != '__init__.py':
+                target = made / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)  # not its permissions: an installation may forbid to write
 
 
 def show_options(folder: Path | None) -> str:
@@ -57,7 +66,7 @@ def check_option_file(args: argparse.Namespace) -> str:
 def show_schema(args: argparse.Namespace) -> str:
     """The command ``schema``; what to tell the user."""
     from mtkd.schema.json_schema import json_schema
-    from mtkd_data.lmdb_store import write_atomically
+    from mtkd_data.whole_files import write_atomically
 
     text = json.dumps(json_schema(), indent=1)
     if args.out is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd.schema.problem import nearest_name, unknown_key
+from mtkd_data.lmdb_pages import sound_keys
 
 # key: (type, default, meaning); the schema (the words of a type are those of mtkd/schema/words.py) and docs/options.md
 # are made from these tables
@@ -52,9 +53,9 @@ def require_keys(section: Mapping[str, Any], keys: Iterable[str], where: str) ->
 
 def lookup(registry: Any, name: Any, where: str) -> Any:
     """The object of a BasicSR registry, or a ValueError that names the nearest and all registered names."""
-    if name is not None and f'{name}_basicsr' in registry and name not in registry:
+    if isinstance(name, str) and f'{name}_basicsr' in registry and name not in registry:
         name = f'{name}_basicsr'  # as BasicSR's own look-up does
-    if name is None or name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(unknown_type(name, sorted(registry.keys()), where))
     return registry.get(name)
 
@@ -169,16 +170,28 @@ def _check_patch_fits(root: Path, gt_size: int, where: str) -> None:
 
 
 def image_keys(root: Path, lmdb: bool, where: str) -> set[str]:
-    """The names of the images in a data root; raises ValueError or FileNotFoundError, naming ``where``, without any."""
+    """The names of the images in a data root; raises ValueError or FileNotFoundError, naming ``where``, without any.
+
+    Raises OSError for an LMDB whose pages are damaged.
+    """
     if lmdb and root.suffix != '.lmdb':
         raise ValueError(f'{where}: an LMDB folder must end in .lmdb: {root}')
     listing = root / 'meta_info.txt' if lmdb else root
     if not listing.exists():
         raise FileNotFoundError(f'{where}: no such {"LMDB (no meta_info.txt)" if lmdb else "folder"}: {root}')
     if lmdb:
-        keys = {line.split('.')[0] for line in listing.read_text().splitlines() if line.strip()}
+        keys = _listed_keys(listing, where)
+        if (root / 'data.mdb').is_file():
+            sound_keys(root)  # once, for this process and the loader workers it forks
     else:
         keys = {path.name for path in root.iterdir() if path.is_file() and not path.name.startswith('.')}
     if not keys:
         raise ValueError(f'{where}: the dataset is empty: {root}')
     return keys
+
+
+def _listed_keys(listing: Path, where: str) -> set[str]:
+    try:
+        return {line.split('.')[0] for line in listing.read_text().splitlines() if line.strip()}
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{where}: {listing} is damaged: it is no text ({error}): copy it again') from error

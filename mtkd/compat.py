@@ -8,10 +8,13 @@ import functools
 import importlib
 import importlib.resources
 import importlib.util
+import multiprocessing.connection
+import multiprocessing.util
 import random
 import re
 import signal
 import sys
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
@@ -20,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 Options = MutableMapping[str, Any]
+STATE_KEYS = ('epoch', 'iter', 'optimizers', 'schedulers')
 
 
 def apply() -> None:
@@ -36,7 +41,11 @@ def apply() -> None:
     distribute_on_cpu()
     seed_workers_anew_each_epoch()
     draw_crops_by_their_place()
+    copy_option_files_whole()
+    name_damaged_images()
+    pass_on_errors_of_prefetching()
     leave_out_the_warning_of_meshgrid()
+    read_weights_as_tensors_alone()
 
 
 def restore_functional_tensor() -> None:
@@ -106,9 +115,25 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         if not Path(path).is_file():
             raise FileNotFoundError(f'path.resume_state: no such file: {path}')
         opt['path']['resume_state'] = str(path)
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        state = _read_state(Path(path))
         check_resume(opt, state['iter'])
     _check(opt)
+    return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    from mtkd_arch.tensor_file import read_tensor_file
+
+    try:
+        state = read_tensor_file(path)
+    except ValueError as error:
+        raise ValueError(f'path.resume_state: {error}') from error
+    lacking = [key for key in STATE_KEYS if key not in state] if isinstance(state, dict) else STATE_KEYS
+    if lacking or not isinstance(state['iter'], int):
+        found = ', '.join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(
+            f'path.resume_state: {path} is no training state, which holds {", ".join(STATE_KEYS)}; it holds {found}'
+        )
     return state
 
 
@@ -133,10 +158,12 @@ def _network_files(opt: Options, iteration: str) -> list[Path]:
 
 
 def _first_broken(paths: list[Path]) -> Path | None:
+    from mtkd_arch.tensor_file import read_tensor_file
+
     for path in paths:
         try:
-            torch.load(path, map_location='meta', weights_only=True)
-        except Exception:  # whatever is wrong with the file, it cannot be resumed from
+            read_tensor_file(path, 'meta')
+        except (ValueError, OSError):
             return path
     return None
 
@@ -163,7 +190,10 @@ def _looked_through(parse_options: Callable[..., Any]) -> Callable[..., Any]:
         from mtkd.schema.command_line import refuse_unread
 
         refuse_unread(is_train)
-        return parse_options(root_path, is_train)
+        try:
+            return parse_options(root_path, is_train)
+        except yaml.YAMLError as error:  # its parser is another one, in C, which takes a little less
+            raise ValueError(f'the option file cannot be read as YAML: {" ".join(str(error).split())}') from error
 
     looked_through.looks_first = True
     return looked_through
@@ -235,7 +265,19 @@ def seed_workers_anew_each_epoch() -> None:
     """Loader workers get one seed for all epochs, so every image is cropped alike in every epoch. No upstream issue."""
     import basicsr.data
 
-    basicsr.data.worker_init_fn = worker_init_fn
+    if basicsr.data.worker_init_fn is not worker_init_fn:
+        basicsr.data.worker_init_fn = worker_init_fn
+        multiprocessing.util.Finalize(None, _end_workers, exitpriority=100)
+
+
+def _end_workers() -> None:
+    """As Python does when it exits; but it waits for ever where SIGTERM is ignored, as our loader workers do."""
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    for process in workers:
+        process.terminate()
+    multiprocessing.connection.wait([process.sentinel for process in workers], timeout=1)
+    for process in workers:
+        process.kill()
 
 
 def draw_crops_by_their_place() -> None:
@@ -252,6 +294,7 @@ def draw_crops_by_their_place() -> None:
 
 def _with_places(upstream: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
     from mtkd_data.placed_sampler import PlacedSampler, SeededDataset, note_validation
+    from mtkd_data.skipping import SkippingDataset
 
     if hasattr(upstream, 'knows_places'):
         return upstream
@@ -268,6 +311,8 @@ def _with_places(upstream: Callable[..., DataLoader]) -> Callable[..., DataLoade
         if isinstance(sampler, PlacedSampler):
             sampler.seed = seed or 0
             dataset = dataset if getattr(dataset, 'draws_by_place', False) else SeededDataset(dataset)
+            if dataset_opt.get('skip_damaged'):
+                dataset = SkippingDataset(dataset, dataset_opt['skip_damaged'])
         loader = upstream(dataset, dataset_opt, num_gpu, dist, sampler, seed)
         loader.generator = torch.Generator()  # its own: a loader that starts takes nothing from the training's draws
         loader.generator.manual_seed(seed or 0)
@@ -279,12 +324,126 @@ def _with_places(upstream: Callable[..., DataLoader]) -> Callable[..., DataLoade
     return build_dataloader
 
 
+def name_damaged_images() -> None:
+    """Damaged images are decoded to wrong pixels in silence, a damaged LMDB kills the process, nothing is named.
+
+    What BasicSR's FileClient reads is looked at once, see :mod:`mtkd_data.checked_client`. A GT that does not fit its
+    LQ is named, too. No upstream issue.
+    """
+    from basicsr.data import paired_image_dataset, realesrgan_paired_dataset
+    from basicsr.utils import FileClient
+
+    from mtkd_data.checked_client import gets_soundly, opens_soundly
+
+    if not hasattr(FileClient.get, '__wrapped__'):
+        FileClient.__init__ = opens_soundly(FileClient.__init__)
+        FileClient.get = gets_soundly(FileClient.get)
+    for module in (paired_image_dataset, realesrgan_paired_dataset):
+        if not hasattr(module.paired_random_crop, '__wrapped__'):
+            module.paired_random_crop = _naming_the_gt(module.paired_random_crop)
+
+
+def _naming_the_gt(upstream: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(upstream)
+    def paired_random_crop(gts: Any, lqs: Any, gt_patch_size: int, scale: int, gt_path: Any = None) -> Any:
+        try:
+            return upstream(gts, lqs, gt_patch_size, scale, gt_path)
+        except ValueError as error:
+            what = ''.join(map(str, error.args))
+            raise ValueError(f'{gt_path}: GT and LQ do not belong together: {what}') from error
+
+    return paired_random_crop
+
+
+def pass_on_errors_of_prefetching() -> None:
+    """With ``prefetch_mode: cpu`` an error in a loader ends the thread that fetches, and the run waits for ever.
+
+    No upstream issue.
+    """
+    from basicsr.data.prefetch_dataloader import PrefetchGenerator
+
+    if not hasattr(PrefetchGenerator.__next__, '__wrapped__'):
+        PrefetchGenerator.run = _run_to_the_error
+        PrefetchGenerator.__next__ = _raising(PrefetchGenerator.__next__)
+
+
+def _run_to_the_error(self: Any) -> None:
+    self.error = None
+    try:
+        for item in self.generator:
+            self.queue.put(item)
+    except Exception as error:  # whatever it is, the thread of the training shall see it
+        self.error = error
+    self.queue.put(None)
+
+
+def _raising(upstream: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(upstream)
+    def __next__(self: Any) -> Any:
+        try:
+            return upstream(self)
+        except StopIteration:
+            if self.error is not None:
+                raise self.error from None
+            raise
+
+    return __next__
+
+
+def copy_option_files_whole() -> None:
+    """The copy of the option file in an experiment is written in place: a run killed meanwhile leaves a part of it.
+
+    Evaluation and export read that copy. No upstream issue.
+    """
+    for module in _callers_of('copy_opt_file'):
+        module.copy_opt_file = copy_opt_file
+
+
+def copy_opt_file(opt_file: str, experiments_root: str) -> None:
+    """Stands in for BasicSR's function of this name: the option file behind the time and the command, by rank 0."""
+    from basicsr.utils.dist_util import get_dist_info
+
+    from mtkd_data.whole_files import write_atomically
+
+    if get_dist_info()[0] == 0:
+        header = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n'
+        write_atomically(Path(experiments_root) / Path(opt_file).name, header.encode() + Path(opt_file).read_bytes())
+
+
 def leave_out_the_warning_of_meshgrid() -> None:
     """Every SwinIR that is built warns that ``torch.meshgrid`` will want its ``indexing``; nothing a user could do.
 
     Just that message. Ends when torch changes its default, which BasicSR would have to follow. No upstream issue.
     """
     warnings.filterwarnings('ignore', 'torch.meshgrid: in an upcoming release', UserWarning)
+
+
+def read_weights_as_tensors_alone() -> None:
+    """BasicSR reads weights by ``torch.load`` alone, which before torch 2.6 runs code in the file.
+
+    Those of its models and of the perceptual loss are read as ours are. No upstream issue. Ends with torch 2.6 as the
+    oldest, save that torch compares no checksums.
+    """
+    from basicsr.archs import vgg_arch
+    from basicsr.models import base_model
+
+    for module in (base_model, vgg_arch):
+        if not isinstance(module.torch, _TensorsAlone):
+            module.torch = _TensorsAlone(torch.__name__)
+
+
+class _TensorsAlone(types.ModuleType):
+    """torch, save that ``load`` reads tensors alone."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(path: str | Path, *_: Any, **__: Any) -> Any:
+        """What the file holds, on the CPU, where BasicSR wants it. Raises what ``read_tensor_file`` raises."""
+        from mtkd_arch.tensor_file import read_tensor_file
+
+        return read_tensor_file(Path(path))
 
 
 def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:

@@ -129,6 +129,29 @@ def _seeds_anew() -> bool:
     return _ours(basicsr.data.worker_init_fn)
 
 
+def _loads_anything() -> bool:
+    lines = [line for line in _text('basicsr', 'models/base_model.py').splitlines() if 'torch.load(' in line]
+    return not all('weights_only=True' in line for line in lines)
+
+
+def _reads_tensors_alone() -> bool:
+    from basicsr.models import base_model
+
+    return _ours(type(base_model.torch))
+
+
+def _looks_at_images() -> bool:
+    from basicsr.utils import FileClient
+
+    return hasattr(FileClient.get, '__wrapped__')
+
+
+def _passes_on_errors() -> bool:
+    from basicsr.data.prefetch_dataloader import PrefetchGenerator
+
+    return _ours(PrefetchGenerator.run)
+
+
 # by the function of compat: is the fault in the files of this installation, is it mended in this process
 CHECKS: dict[str, tuple[Callable[[], bool] | None, Callable[[], bool] | None]] = {
     'restore_functional_tensor': (
@@ -163,10 +186,25 @@ CHECKS: dict[str, tuple[Callable[[], bool] | None, Callable[[], bool] | None]] =
         lambda: 'state_dict' not in _text('basicsr', 'data/data_sampler.py'),
         lambda: _ours(_trainer('EnlargedSampler')),
     ),
+    'name_damaged_images': (
+        lambda: 'crc32' not in _text('basicsr', 'utils/file_client.py'),
+        _looks_at_images,
+    ),
+    'pass_on_errors_of_prefetching': (
+        lambda: (
+            'except' not in _text('basicsr', 'data/prefetch_dataloader.py').partition('class PrefetchDataLoader')[0]
+        ),
+        _passes_on_errors,
+    ),
+    'copy_option_files_whole': (
+        lambda: 'copyfile(opt_file, filename)' in _text('basicsr', 'utils/options.py'),
+        lambda: _ours(_trainer('copy_opt_file')),
+    ),
     'leave_out_the_warning_of_meshgrid': (
         _warns_of_meshgrid,
         lambda: any('meshgrid' in str(getattr(entry[1], 'pattern', '')) for entry in warnings.filters),
     ),
+    'read_weights_as_tensors_alone': (_loads_anything, _reads_tensors_alone),
 }
 
 

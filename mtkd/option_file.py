@@ -1,25 +1,24 @@
-"""Option files as BasicSR reads them."""
+"""Option files as BasicSR reads them, without running code in them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
-
-# isort: split
-import yaml
-from basicsr.utils.options import ordered_yaml
+from mtkd.schema.reader import read
 
 
 def read_option(path: Path) -> dict[str, Any]:
-    """An option file as BasicSR reads it. Raises FileNotFoundError, or ValueError for what is no mapping."""
-    if not path.is_file():
-        raise FileNotFoundError(f'no such option file: {path}')
+    """An option file by the safe reader: its one tag is that of the ``plugin:`` line.
+
+    Raises FileNotFoundError, or ValueError for what is no mapping or has a mistake in its text, with the lines.
+    """
+    from mtkd.schema.problems import refuse  # here: the schema is made of all that is registered
+
     try:
-        with path.open() as file:
-            opt = yaml.load(file, Loader=ordered_yaml()[0])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: cannot be read as an option file: {error}') from error
-    if not isinstance(opt, Mapping):
-        raise ValueError(f'{path}: expected an option file, a mapping; it holds {type(opt).__name__}')
-    return dict(opt)
+        file = read(path)
+    except ValueError as error:
+        raise ValueError(f'cannot be read as an option file: {error}') from error
+    refuse(file.problems, str(path))
+    if not isinstance(file.options, dict):
+        raise ValueError(f'{path}: expected an option file, a mapping; it holds {type(file.options).__name__}')
+    return file.options

@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mtkd_data.whole_files import whole_folder
 
 FOLDER = Path(__file__).parent / 'pretrained'
 SUFFIXES = ('.safetensors', '.md', '.json')
@@ -64,17 +65,9 @@ def copy_to(target: Path) -> list[Path]:
     files = sorted(path for path in FOLDER.glob('*') if path.suffix in SUFFIXES)
     if not any(path.suffix == '.safetensors' for path in files):
         raise FileNotFoundError(f'{FOLDER}: no networks ship with this version')
-    if target.exists():
-        raise FileExistsError(f'{target} exists already; give a new folder')
-    partial = target.with_name(f'.{target.name}.{os.getpid()}')
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
+    with whole_folder(target) as made:
         for path in files:
-            shutil.copyfile(path, partial / path.name)
-        partial.rename(target)
-    except BaseException:  # KeyboardInterrupt too
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            shutil.copyfile(path, made / path.name)
     return [target / path.name for path in files]
 
 

@@ -1,17 +1,19 @@
 """Reading network weights from any file the field publishes them in; never runs code from a file (``weights_only``)."""
 
-import errno
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mtkd_arch.tensor_file import explained, read_tensor_file
+
 StateDict = dict[str, Tensor]
 DERIVED = ('relative_position_index', 'attn_mask')
+LARGEST_REPEATED = 2**24  # bytes
 PARAM_KEYS = ('params_ema', 'params', 'state_dict', 'model', 'model_state_dict', 'params-ema', 'net')
 
 # The layout of EDSR-PyTorch, which the authors' RCAN shares, and its names in BasicSR. The mean shifts are no weights
@@ -45,10 +47,20 @@ def read_state_dict(path: str | Path, param_key: str | None = None) -> StateDict
     Without ``param_key`` the first of ``PARAM_KEYS`` (``params_ema``, ``params``, ...) is taken, or the file itself
     when it is a bare state dict. A ``module.`` prefix goes. ``path`` may begin with ``~``, as everywhere here.
 
-    Raises FileNotFoundError, or ValueError for a file that is no checkpoint or lacks ``param_key``.
+    Raises FileNotFoundError, or ValueError for a file that is damaged, is no checkpoint, lacks ``param_key``, or holds
+    what is not a number.
     """
-    content = _read(Path(path).expanduser())
-    return {_without_module(name): value for name, value in _select(content, param_key, path).items()}
+    content = read_tensor_file(Path(path).expanduser())
+    weights = {_without_module(name): value for name, value in _select(content, param_key, path).items()}
+    strange = [name for name, value in weights.items() if not _is_plain(value)]
+    if strange:
+        raise ValueError(f'{path} holds tensors without plain values of their own: {_first(strange)}')
+    spoilt = [name for name, value in weights.items() if value.isnan().any()]
+    if spoilt:
+        raise ValueError(
+            f'{path} holds values that are no numbers (NaN), as of a training gone wrong: {_first(spoilt)}'
+        )
+    return weights
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -59,8 +71,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     if path.suffix == '.safetensors':
-        return {key: _parsed(text) for key, text in _explained(path, _safetensors_header).items()}
-    content = _read(path)
+        return {key: _parsed(text) for key, text in explained(path, _safetensors_header).items()}
+    content = read_tensor_file(path)
     metadata = content.get('mtkd', {}) if isinstance(content, Mapping) else {}
     return dict(metadata) if isinstance(metadata, Mapping) else {}
 
@@ -70,8 +82,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], strict: bool
 
     Attention masks and position indices of Swin networks follow from the sizes; the file's are ignored.
 
-    Raises ValueError with the first names that are missing, unknown or of another shape. ``strict=False`` allows
-    missing and unknown names, never another shape, and never a file of which nothing fits.
+    Raises ValueError with the first names that are missing, unknown, of another shape or sort of number (whole ones or
+    complex ones for floating-point ones), or hold infinities. ``strict=False`` allows
+    missing and unknown names, never another shape or sort of number, and never a file of which nothing fits.
     """
     own = network.state_dict()
     fits = {name: value for name, value in weights.items() if not name.endswith(DERIVED)}
@@ -83,7 +96,13 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], strict: bool
         for name in own
         if name in fits and own[name].shape != fits[name].shape
     ]
-    problems = {'of another shape': shapes}
+    sorts = [
+        f'{name}: network {own[name].dtype}, file {fits[name].dtype}'
+        for name in own
+        if name in fits and _sort_of(own[name]) != _sort_of(fits[name])
+    ]
+    infinite = [name for name, _ in network.named_parameters() if name in fits and fits[name].isinf().any()]
+    problems = {'of another shape': shapes, 'of another sort of number': sorts, 'with infinite values': infinite}
     if strict or len(missing) == len(learned):
         problems |= {'missing in the file': missing, 'unknown to the network': unknown}
     if any(problems.values()):
@@ -109,18 +128,6 @@ def _translate(name: str, rules: Iterable[tuple[str, str]]) -> str:
     return name
 
 
-def _read(path: Path) -> Any:
-    return _explained(path, _load)
-
-
-def _load(path: Path) -> Any:
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location='cpu', weights_only=True)
-
-
 def _safetensors_header(path: Path) -> dict[str, str]:
     from safetensors import safe_open
 
@@ -135,19 +142,6 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _explained(path: Path, read: Callable[[Path], Any]) -> Any:
-    """``read(path)``, with errors that name the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f'no such weights file: {path}')
-    try:
-        return read(path)
-    except Exception as error:  # a damaged file raises any of a dozen types, such as struct.error
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek beyond a file cut short
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'{path} cannot be read as tensors alone (damaged, or not a state dict): {reason}') from error
-
-
 def _select(content: Any, param_key: str | None, path: str | Path) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping):
         raise ValueError(f'{path} holds a {type(content).__name__}, expected a state dict')
@@ -155,9 +149,21 @@ def _select(content: Any, param_key: str | None, path: str | Path) -> Mapping[st
         raise ValueError(f"{path} has no param_key '{param_key}'; its top-level keys: {_first(list(content))}")
     keys = PARAM_KEYS if param_key is None else (param_key,)
     weights = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    named = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items())
+    if not weights or not named:
         raise ValueError(f'{path} holds no state dict; its keys: {_first(list(weights))}')
     return weights
+
+
+def _is_plain(value: Tensor) -> bool:
+    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+        return False
+    size = value.numel() * value.element_size()  # a few bytes of a file can be repeated to any size
+    return size <= max(value.untyped_storage().nbytes(), LARGEST_REPEATED)
+
+
+def _sort_of(value: Tensor) -> tuple[bool, bool]:
+    return value.is_floating_point(), value.is_complex()
 
 
 def _without_module(name: str) -> str:

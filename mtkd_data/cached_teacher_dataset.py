@@ -11,9 +11,10 @@ import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 from basicsr.utils.registry import DATASET_REGISTRY
 from tqdm import tqdm
 
+from mtkd_data.damage import check_encoded
 from mtkd_data.dataset_keys import CACHE_KEYS, Keys
 from mtkd_data.image_store import FileStore, ImageSource, LmdbStore, SharedReader
-from mtkd_data.lmdb_store import parse_meta_line
+from mtkd_data.lmdb_store import parse_meta
 from mtkd_data.paired_crops import PairedCrops
 from mtkd_data.teacher_cache.cache import CacheFolder, TeacherCache, lq_fingerprint
 
@@ -60,7 +61,7 @@ def _source(cache: TeacherCache, name: str, keys: list[str], scale: int) -> Imag
     """The store ``name``, ordered as ``keys``. Raises ValueError unless it holds just these."""
     path = cache.path_of(name)
     if cache.description['format'] == 'lmdb':
-        there = {parse_meta_line(line).key: '' for line in (path / 'meta_info.txt').read_text().splitlines()}
+        there = {entry.key: '' for entry in parse_meta((path / 'meta_info.txt').read_text())}
         source = ImageSource(LmdbStore(path), keys, scale, 16)
     else:
         there = {file.stem: str(file) for file in path.iterdir() if not file.name.startswith('.')}
@@ -94,4 +95,5 @@ def _values(lq: ImageSource, keys: list[str]) -> Iterator[tuple[str, memoryview]
     numbers = tqdm(range(len(keys)), 'checking the LQ images', unit='image', disable=None, leave=False)
     for number in numbers:
         with lq.store.value(lq.keys[number]) as value:
+            check_encoded(value, lq.where(number))  # first, so that a damaged image is named
             yield keys[number], value

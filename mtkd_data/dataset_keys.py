@@ -20,6 +20,12 @@ LOADER_KEYS: Keys = {
     'prefetch_mode': ('null, cpu or cuda', 'null', 'how the trainer fetches ahead'),
     'num_prefetch_queue': ('whole number, at least 1', '1', 'batches ahead with prefetch_mode cpu'),
     'pin_memory': ('true or false', 'false', 'batches in page-locked memory'),
+    'skip_damaged': (
+        'whole number, at least 0',
+        '0',
+        'damaged images that are replaced by the next whole one, each with a warning, before the run stops (training '
+        'only; validation always stops)',
+    ),
     'persistent_workers': ('true or false', 'false', 'loader processes outlive an epoch'),
 }
 PAIR_KEYS: Keys = {

@@ -79,13 +79,14 @@ def key_images(paths: list[Path]) -> dict[str, Path]:
     return keyed
 
 
-def read_header(data: bytes, name: str) -> ImageHeader:
-    """Header of a whole PNG, JPEG or BMP file; `name` is what errors call it.
+def read_header(data: bytes | memoryview, name: str) -> ImageHeader:
+    """Header of a whole PNG, JPEG or BMP file; `name` is what errors call it. A PNG is not copied.
 
     Raises ValueError for other content, and for a file that is truncated or (PNG) fails its checksums.
     """
-    if data.startswith(PNG_SIGNATURE):
+    if data[: len(PNG_SIGNATURE)] == PNG_SIGNATURE:
         return _png_header(data, name)
+    data = bytes(data)
     if data.startswith(b'\xff\xd8\xff'):
         return _jpeg_header(data, name)
     if data.startswith(b'BM'):
@@ -169,7 +170,7 @@ def _damaged(name: str, what: str) -> ValueError:
     return ValueError(f'{name}: damaged image ({what}): replace it by a sound copy')
 
 
-def _png_header(data: bytes, name: str) -> ImageHeader:
+def _png_header(data: bytes | memoryview, name: str) -> ImageHeader:
     """Walk over all chunks up to IEND, checking each checksum."""
     view, position, seen = memoryview(data), len(PNG_SIGNATURE), set()
     while b'IEND' not in seen:

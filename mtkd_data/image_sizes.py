@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mtkd_data.image_io import PNG_SIGNATURE, read_header
 from mtkd_data.image_store import FileStore, ImageSource
-from mtkd_data.lmdb_store import parse_meta_line
+from mtkd_data.lmdb_store import parse_meta
 
 Size = tuple[int, int]
 
@@ -17,8 +17,11 @@ def sizes_of(source: ImageSource) -> list[Size]:
     """
     if isinstance(source.store, FileStore):
         return [_file_size(Path(key)) for key in source.keys]
-    lines = (source.store.path / 'meta_info.txt').read_text().splitlines()
-    entries = {entry.key: (entry.height, entry.width) for entry in map(parse_meta_line, lines)}
+    path = source.store.path
+    try:
+        entries = {entry.key: entry[1:3] for entry in parse_meta((path / 'meta_info.txt').read_text())}
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     return [entries[key] for key in source.keys]
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from mtkd_data.damage import DamagedImage, Marks, MissingImage, check_encoded
 from mtkd_data.flat_png import view_flat_png
 from mtkd_data.lmdb_store import LmdbReader
 from mtkd_data.teacher_cache.cache import check_stored, decode_cached
@@ -35,7 +36,9 @@ class _Mapped(LmdbReader):
         with self._environment.begin(buffers=True) as transaction:
             found = transaction.get(key.encode('ascii'))
             if found is None:
-                raise KeyError(f'{self.path}: no image {key!r}, though meta_info.txt may name it: copy the LMDB again')
+                raise MissingImage(
+                    f'{self.path}: no image {key!r}, though meta_info.txt may name it: copy the LMDB again'
+                )
             yield found
 
     def close(self) -> None:
@@ -68,7 +71,7 @@ class LmdbStore:
 
     @contextmanager
     def value(self, key: str) -> Iterator[memoryview]:
-        """The encoded image ``key``, valid inside the context. Raises KeyError where there is none."""
+        """The encoded image ``key``, valid inside the context. Raises MissingImage where there is none."""
         if self._mapped is None or self._mapped.process != os.getpid():
             self._mapped = _open_lmdb(self.path)
         with self._mapped.value(key) as value:
@@ -105,12 +108,12 @@ class FileStore:
 
     @contextmanager
     def value(self, key: str) -> Iterator[memoryview]:
-        """The file ``key``, valid inside the context. Raises FileNotFoundError, and ValueError for an empty one."""
+        """The file ``key``, valid inside the context. Raises FileNotFoundError, and DamagedImage for an empty one."""
         with open(key, 'rb') as file:
             try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError as error:
-                raise ValueError(f'{key}: empty file, expected an image') from error
+                raise DamagedImage(f'{key}: empty file, expected an image') from error
         yield memoryview(mapped)  # unmapped when the last view of it is gone
 
     def where(self, key: str) -> str:
@@ -123,22 +126,40 @@ Store = LmdbStore | FileStore
 
 @dataclass
 class ImageSource:
-    """One kind of image of a data set: ``keys`` by number in ``store``; ``factor`` times the size of its LQ image."""
+    """One kind of image of a data set: ``keys`` by number in ``store``; ``factor`` times the size of its LQ image.
+
+    Whether an image is whole is looked at once, by this process and the loader workers it forks.
+    """
 
     store: Store
     keys: list[str]
     factor: int
     bits: Bits = 8
 
+    def __post_init__(self) -> None:
+        self._whole = Marks(len(self.keys))
+
     @contextmanager
     def image(self, number: int, rows: range | None = None) -> Iterator[np.ndarray]:
         """Image ``number`` as RGB (H, W, 3), valid inside the context: a view where the PNG allows, else decoded.
 
         8 bits: uint8, made of whatever the file holds as BasicSR does. 16 bits: uint16 of either byte order, anything
-        else is a ValueError. ``rows`` are those about to be used.
+        else is a ValueError. ``rows`` are those about to be used. Raises DamagedImage for one that is not whole.
         """
         with self.store.value(self.keys[number]) as value:
+            self._look(number, value)
             yield see_image(value, self.where(number), self.bits, rows)
+
+    def check(self, number: int) -> None:
+        """Raise DamagedImage where image ``number`` is not whole."""
+        if not self._whole[number]:
+            with self.store.value(self.keys[number]) as value:
+                self._look(number, value)
+
+    def _look(self, number: int, value: memoryview) -> None:
+        if not self._whole[number]:
+            check_encoded(value, self.where(number))
+            self._whole[number] = True
 
     def where(self, number: int) -> str:
         """What errors call image ``number``."""
@@ -150,7 +171,7 @@ def see_image(data: memoryview, name: str, bits: Bits, rows: range | None = None
     try:
         view = view_flat_png(data, rows)
     except ValueError as error:
-        raise ValueError(f'{name}: {error}') from error
+        raise DamagedImage(f'{name}: {error}') from error
     if bits == 16:
         check_stored(data, name)
         return view if view is not None else decode_cached(bytes(data), name)
@@ -158,5 +179,5 @@ def see_image(data: memoryview, name: str, bits: Bits, rows: range | None = None
         return view
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f'{name}: cannot be decoded: replace it')
+        raise DamagedImage(f'{name}: cannot be decoded: replace it')
     return image[..., ::-1]

@@ -4,20 +4,23 @@ Both writers can be killed at any time and opened again; `meta_info.txt`, withou
 comes last.
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import lmdb
 
+from mtkd_data.lmdb_pages import sound_keys
+from mtkd_data.whole_files import sync_path, write_atomically
+
 FIRST_MAP_SIZE = 64 * 2**20
 META_LINE = re.compile(r'([^.]+)\.png \((\d+),(\d+),(\d+)\) (\d+)')
+META_LINES = re.compile(f'^{META_LINE.pattern}$', re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class MetaEntry:
+class MetaEntry(NamedTuple):
     """One line of `meta_info.txt`: `key.png (height,width,channels) compression_level`."""
 
     key: str
@@ -38,23 +41,15 @@ def parse_meta_line(line: str) -> MetaEntry:
     return MetaEntry(match[1], *(int(group) for group in match.groups()[1:]))
 
 
-def sync_path(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is never seen half written: under another name, synced, then renamed."""
-    partial = path.with_name(f'.{path.name}.partial')
-    with open(partial, 'wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def parse_meta(text: str) -> list[MetaEntry]:
+    """All lines of `meta_info.txt`, at once where they are as they should be; raises ValueError for one that is not."""
+    found, lines = META_LINES.findall(text), text.splitlines()
+    if len(found) != len(lines):  # a line of another form joins the next, or is left out
+        return [parse_meta_line(line) for line in lines]
+    return [
+        MetaEntry(key, int(height), int(width), int(channels), int(level))
+        for key, height, width, channels, level in found
+    ]
 
 
 class LmdbWriter:
@@ -157,7 +152,7 @@ class LmdbReader:
     """Reads `<name>.lmdb`: `keys` as stored, `entries` as `meta_info.txt` has them, values by key.
 
     `faults` names the lines of `meta_info.txt` that cannot be used. Use as a context manager.
-    Raises FileNotFoundError where the path is no LMDB in BasicSR's layout.
+    Raises FileNotFoundError where the path is no LMDB in BasicSR's layout, OSError where it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,35 +160,35 @@ class LmdbReader:
             if not (path / part).is_file():
                 raise FileNotFoundError(f'{path}: expected an LMDB in the layout of BasicSR, {part} is missing')
         self.path = path
-        self.entries: dict[str, MetaEntry] = {}
-        self.faults: list[str] = []
-        for line in (path / 'meta_info.txt').read_text().splitlines():
-            self._take_line(line)
+        self.keys = list(sound_keys(path))  # first: what is damaged or cut short can kill the process that maps it
         try:
             self._environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
         except lmdb.Error as error:
             raise OSError(f'{path}: cannot be opened as an LMDB: {error}') from error
-        self._check_length()
-        with self._environment.begin() as transaction:
-            self.keys = [key.decode() for key in transaction.cursor().iternext(values=False)]
 
-    def _check_length(self) -> None:
-        # reading past the end of a mapped file would kill the process
-        needed = (self._environment.info()['last_pgno'] + 1) * self._environment.stat()['psize']
-        found = (self.path / 'data.mdb').stat().st_size
-        if found < needed:
-            self._environment.close()
-            raise OSError(f'{self.path}: data.mdb is truncated: {found} bytes of {needed}: copy it again')
+    @property
+    def entries(self) -> dict[str, MetaEntry]:
+        return self._listing[0]
 
-    def _take_line(self, line: str) -> None:
-        try:
-            entry = parse_meta_line(line)
-        except ValueError as error:
-            self.faults.append(f'{self.path}: {error}')
-            return
-        if entry.key in self.entries:
-            self.faults.append(f'{self.path}: meta_info.txt: {entry.key!r} stands there twice')
-        self.entries[entry.key] = entry
+    @property
+    def faults(self) -> list[str]:
+        return self._listing[1]
+
+    @cached_property
+    def _listing(self) -> tuple[dict[str, MetaEntry], list[str]]:
+        """Entries and faults, read when asked for: loader workers read values alone."""
+        entries: dict[str, MetaEntry] = {}
+        faults = []
+        for line in (self.path / 'meta_info.txt').read_text().splitlines():
+            try:
+                entry = parse_meta_line(line)
+            except ValueError as error:
+                faults.append(f'{self.path}: {error}')
+                continue
+            if entry.key in entries:
+                faults.append(f'{self.path}: meta_info.txt: {entry.key!r} stands there twice')
+            entries[entry.key] = entry
+        return entries, faults
 
     def __getitem__(self, key: str) -> bytes:
         with self._environment.begin() as transaction:

@@ -116,9 +116,8 @@ class PairedCrops(Dataset):
             name: ImageSource(source.store, [source.keys[number] for number in self.share], source.factor, source.bits)
             for name, source in {'lq': self.lq, **self.others}.items()
         }
-        images = resident.Resident(
-            kinds, [self.sizes[number] for number in self.share], self.patch, self.opt['resident']
-        )
+        sizes, skipping = [self.sizes[number] for number in self.share], bool(self.opt.get('skip_damaged'))
+        images = resident.Resident(kinds, sizes, self.patch, self.opt['resident'], skipping)
         if self.opt['resident'] == 'host':
             # processes of torchrun, or of SLURM, on this machine will hold as much
             beside = int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or '1')
@@ -135,8 +134,17 @@ class PairedCrops(Dataset):
         images = self._crops(index) if self.training else self._whole(index)
         return {**{name: torch.from_numpy(image) for name, image in images.items()}, **self.pairs[index]}
 
+    def image_of(self, index: int) -> int:
+        """The image that a sample is cut from."""
+        return int(index) if self.resident is None else self.share[self._place_in_share(index)]
+
+    def _place_in_share(self, index: int) -> int:
+        return index * len(self.share) // len(self)  # spreads the indices of all evenly over the share
+
     def _coordinates(self, index: int) -> dict[str, Any]:
-        local = index * len(self.share) // len(self)  # spreads the indices of all evenly over the share
+        local = self._place_in_share(index)
+        for source in (self.lq, *self.others.values()) if self.opt.get('skip_damaged') else ():
+            source.check(self.share[local])  # later, in memory, an image could no longer be replaced
         crop = self._draw(self.sizes[self.share[local]], index)
         return {'resident': self.resident, 'coordinates': torch.tensor([local, *crop])}
 

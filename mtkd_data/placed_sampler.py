@@ -103,11 +103,8 @@ def validation_loaders(names: Iterable[str]) -> list[DataLoader]:
     return [_validation[name] for name in names if name in _validation]
 
 
-class SeededDataset(Dataset):
-    """``dataset`` with the global generators of Python, NumPy and torch seeded from the place of each sample.
-
-    For datasets that draw from those, as BasicSR's do. In the process of the training their states are put back.
-    """
+class WrappedDataset(Dataset):
+    """``dataset`` seen through a class that changes how samples are read."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -119,6 +116,13 @@ class SeededDataset(Dataset):
         if name == 'dataset':  # while being unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+
+class SeededDataset(WrappedDataset):
+    """``dataset`` with the global generators of Python, NumPy and torch seeded from the place of each sample.
+
+    For datasets that draw from those, as BasicSR's do. In the process of the training their states are put back.
+    """
 
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, Place):

@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from mtkd_data.crops import Crop, cut
+from mtkd_data.damage import DamagedImage
 from mtkd_data.image_store import ImageSource
 from mtkd_data.teacher_cache.cache import LEVELS, LOWEST
 
@@ -36,13 +37,21 @@ class Resident:
     Per source one table (pixels, 3), all images one after the other; so they may differ in size. ``sizes`` are those of
     the LQ images, ``patch`` the side of a crop, in LQ pixels. ``place`` device keeps the tables where the model is, and
     indexes each once for a whole batch. host keeps them in the host's memory, cuts crop by crop, which is three times
-    as fast there, and moves the crops alone, in their narrow types.
+    as fast there, and moves the crops alone, in their narrow types. ``skipping`` leaves damaged images out; nobody may
+    ask for them then.
     """
 
     def __init__(
-        self, sources: Mapping[str, ImageSource], sizes: Sequence[tuple[int, int]], patch: int, place: Place
+        self,
+        sources: Mapping[str, ImageSource],
+        sizes: Sequence[tuple[int, int]],
+        patch: int,
+        place: Place,
+        skipping: bool = False,
     ) -> None:
         self.sources, self.sizes, self.patch, self.place = dict(sources), list(sizes), patch, place
+        self.skipping = skipping
+        self._left_out: dict[int, str] = {}
         self._tables: dict[str, Tensor] = {}
 
     def bytes(self) -> int:
@@ -53,10 +62,13 @@ class Resident:
     def gather(self, coordinates: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Crops of every source by name: float32 (B, 3, h, w) on ``device``, from ``coordinates`` (B, 6), int64.
 
-        Raises MemoryError before loading where the images do not fit.
+        Raises MemoryError before loading where the images do not fit, DamagedImage for one that is not whole.
         """
         if not self._tables:
             self._load(device if self.place == 'device' else torch.device('cpu'))
+        for number in coordinates[:, 0].tolist() if self._left_out else ():
+            if number in self._left_out:  # it was whole when its crop was drawn
+                raise DamagedImage(self._left_out[number])
         crops = self._cut(coordinates, device) if self.place == 'host' else self._index(coordinates)
         return {name: _to_float(crop.to(device, non_blocking=True)) for name, crop in crops.items()}
 
@@ -105,10 +117,15 @@ class Resident:
         }
 
         def load(number: int) -> None:
-            for name, source in self.sources.items():
-                pixels = torch.from_numpy(self._read(source, number)).view(-1, 3)
-                start = int(starts[number]) * source.factor**2
-                tables[name][start : start + len(pixels)].copy_(pixels)
+            try:
+                for name, source in self.sources.items():
+                    pixels = torch.from_numpy(self._read(source, number)).view(-1, 3)
+                    start = int(starts[number]) * source.factor**2
+                    tables[name][start : start + len(pixels)].copy_(pixels)
+            except DamagedImage as error:
+                if not self.skipping:
+                    raise
+                self._left_out[number] = str(error)
 
         hidden = True if get_rank() else None  # None: hidden where there is no terminal
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside the interpreter's lock

@@ -9,8 +9,8 @@ from typing import Any
 from mtkd_arch.frozen_network import DTYPES, best_dtype
 from mtkd_arch.tiling import check_tiles
 from mtkd_data.command_line import exit_code
-from mtkd_data.lmdb_store import write_atomically
 from mtkd_data.teacher_cache.command import choose_device
+from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.choice import check_names, load_all, with_bicubic
 from mtkd_eval.comparison import evaluate
 from mtkd_eval.image_sets import find_sets
@@ -23,13 +23,15 @@ ENDINGS = {'.md': 'md', '.csv': 'csv', '.json': 'json', '.tex': 'tex'}
 def choose_formats(outs: Sequence[Path], asked: str | None) -> dict[Path, str]:
     """The format of each file, by its ending unless ``asked`` says otherwise.
 
-    Raises ValueError for an ending that says nothing, and for a path that is a folder.
+    Raises ValueError for an ending that says nothing, and for a path that is a folder; PermissionError where it cannot
+    be written.
     """
     for out in outs:
         if out.is_dir():
             raise ValueError(f'--out {out}: is a folder; expected a file to write')
         if asked is None and out.suffix not in ENDINGS:
             raise ValueError(f'--out {out}: expected a name that ends in {", ".join(ENDINGS)}, or give --format')
+        check_place(out)
     return {out: asked or ENDINGS[out.suffix] for out in outs}
 
 
@@ -97,6 +99,8 @@ def _settings(given: Mapping[str, Any]) -> RunSettings:
 def run(given: Mapping[str, Any]) -> str:
     """What the command line asks for; the table where no file is named, else what was written."""
     settings, formats = _settings(given), choose_formats(given['out'], given['format'])
+    if given['save_images']:
+        check_place(given['save_images'] / 'network')
     device = choose_device(given['device'], 0)
     if settings.precision == 'auto':
         settings = replace(settings, precision='fp32' if best_dtype(device) is None else 'bf16')

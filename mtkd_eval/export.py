@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd_data.command_line import exit_code
-from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.choice import split_label
 from mtkd_eval.comparison import as_file_name
 from mtkd_eval.exporting import SUFFIXES, Exported, Format, export_network
@@ -26,11 +26,15 @@ def write_exported(exported: Sequence[Exported], card: str, stem: Path, overwrit
 
 
 def check_free(stem: Path, formats: Sequence[Format], overwrite: bool) -> list[Path]:
-    """The paths that will be written. Raises FileExistsError where one is there and may not be overwritten."""
+    """The paths that will be written.
+
+    Raises FileExistsError where one is there and may not be overwritten, PermissionError where none can be written.
+    """
     paths = [stem.with_name(stem.name + suffix) for suffix in (*(SUFFIXES[name] for name in formats), '.md')]
     there = [path for path in paths if path.exists()]
     if there and not overwrite:
         raise FileExistsError(f'{there[0]} exists: give another --out or --name, or --overwrite')
+    check_place(stem)
     return paths
 
 

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mtkd_arch.tensor_file import CHECKSUM, checksum
 from mtkd_arch.weights import DERIVED
 
 Function = Callable[[Tensor], Tensor]
@@ -96,7 +97,8 @@ def least_side(window: int) -> int:
 def safetensors_bytes(
     weights: Mapping[str, Tensor], half: bool, metadata: Mapping[str, Any], derived: bool = False
 ) -> bytes:
-    """The weights; what follows from the sizes (masks and position indices of SwinIR) only with ``derived``.
+    """The weights with their checksum; what follows from the sizes (masks and position indices of SwinIR) only with
+    ``derived``.
 
     With ``half`` floating-point numbers are stored as float16. Raises ValueError where one is too large for it.
     """
@@ -107,6 +109,7 @@ def safetensors_bytes(
             if not value.isfinite().all():
                 raise ValueError(f'{name} does not fit into float16 (largest number 65504): export it without --half')
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    texts[CHECKSUM] = checksum(kept, texts)
     return safetensors.torch.save({name: value.contiguous().clone() for name, value in kept.items()}, texts)
 
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from mtkd_arch.frozen_network import DTYPES
 from mtkd_arch.tiling import check_tiles
 from mtkd_data.command_line import exit_code
-from mtkd_data.lmdb_store import write_atomically
 from mtkd_data.teacher_cache.command import choose_device
+from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.any_image import AnyImage, encode_any, list_inputs, read_any, upscale_alpha
 from mtkd_eval.comparison import as_file_name
 from mtkd_eval.measure import RunSettings
@@ -20,7 +20,9 @@ from mtkd_eval.upscaler import Upscaler, load_upscaler
 
 
 def plan_outputs(inputs: Sequence[Path], folders: Sequence[Path], suffix: str, overwrite: bool) -> None:
-    """Raise before anything runs: ValueError for two images of one name or an output onto an input, FileExistsError."""
+    """Raise before anything runs: ValueError for two images of one name or an output onto an input, FileExistsError
+    for an output that is there, PermissionError for one that cannot be written.
+    """
     stems: dict[str, Path] = {}
     for path in inputs:
         if path.stem in stems:
@@ -34,6 +36,7 @@ def plan_outputs(inputs: Sequence[Path], folders: Sequence[Path], suffix: str, o
             raise ValueError(f'{out} is an input: give another --out, or a --suffix')
         if out.exists() and not overwrite:
             raise FileExistsError(f'{out} exists: give another --out, or --overwrite')
+        check_place(out)
 
 
 def upscale_file(upscaler: Upscaler, path: Path, out: Path) -> None:

@@ -16,6 +16,7 @@ from mtkd.checks import build, lookup
 from mtkd_arch.feature_maps import window_in
 from mtkd_arch.teacher_ensemble_arch import window_of
 from mtkd_arch.weights import load_weights, read_weights
+from mtkd_model.preflight import placed
 
 PROBE_SIZE = 16
 
@@ -54,7 +55,8 @@ def built(
         network = _built_from_own_file(own, weights, where)
         window = window_in(network)
     else:
-        network = build(ARCH_REGISTRY, option, where)
+        with placed(where):
+            network = build(ARCH_REGISTRY, option, where)
         load_weights(network, read_weights(weights, param_key), strict, f'{where}: {weights}')
         window = window_of(option)
     return frozen(name, network, scale or 0, window, str(weights), window, (weights,), option)
@@ -105,4 +107,6 @@ def measured_scale(loaded: LoadedNetwork, source: str) -> int:
             f'{source}: {type(loaded.network).__name__} turns {tuple(probe.shape)} into {tuple(output.shape)}; '
             'expected RGB enlarged by a whole number'
         )
+    if not output.isfinite().all():
+        raise ValueError(f'{source}: {type(loaded.network).__name__} gives no numbers for a grey image')
     return scale

@@ -17,7 +17,7 @@ from mtkd_arch.frozen_network import FrozenNetwork, Precision
 from mtkd_arch.self_ensemble import self_ensemble
 from mtkd_arch.tiling import run_tiled
 from mtkd_data.image_io import encode_png
-from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.whole_files import write_atomically
 from mtkd_eval.image_sets import ImagePair, ImageSet, read_image
 from mtkd_eval.loaded import LoadedNetwork
 from mtkd_eval.memory import peak_memory

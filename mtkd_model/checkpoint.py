@@ -1,5 +1,6 @@
 """Writing checkpoints whole or not at all, and removing old ones."""
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ def save_whole(content: Any, path: str | Path) -> None:
     A process killed at any moment leaves the old file or the new one. Raises OSError when the disk refuses.
     """
     path = Path(path)
+    for leftover in path.parent.glob(f'.{glob.escape(path.name)}.*.partial'):  # of a killed process
+        leftover.unlink(missing_ok=True)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         with partial.open('wb') as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -27,6 +30,12 @@ def save_whole(content: Any, path: str | Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while saving left in ``folder``; nobody may be saving into it."""
+    for path in folder.glob('.*.partial'):
+        path.unlink(missing_ok=True)
 
 
 def remove_all_but_last(keep: int, models: Path, states: Path) -> None:

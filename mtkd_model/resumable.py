@@ -15,7 +15,7 @@ from mtkd.checks import nearest
 from mtkd_arch.weights import load_weights, read_weights
 from mtkd_data.placed_sampler import current_sampler, validation_loaders
 from mtkd_model.acceleration import MixedPrecision, match_parameters
-from mtkd_model.checkpoint import remove_all_but_last, save_whole
+from mtkd_model.checkpoint import remove_all_but_last, remove_leftovers, save_whole
 from mtkd_model.leaving import LEFT, asked_to_leave, listen_for_signals, stop_listening
 from mtkd_model.training_state import (
     of_all_processes,
@@ -131,8 +131,11 @@ class ResumableModel(SRModel):
     @master_only
     def _remove_old(self) -> None:
         keep = (self.opt.get('logger') or {}).get('keep_last')
+        models, states = Path(self.opt['path']['models']), Path(self.opt['path']['training_states'])
+        for folder in (models, states):
+            remove_leftovers(folder)
         if keep is not None:
-            remove_all_but_last(keep, Path(self.opt['path']['models']), Path(self.opt['path']['training_states']))
+            remove_all_but_last(keep, models, states)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         get_root_logger().info(f'Going on from {self.opt["path"].get("resume_state")}.')

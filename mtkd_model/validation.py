@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import imwrite
 from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mtkd_arch.tiling import run_tiled
+from mtkd_data.whole_files import write_atomically
 from mtkd_model.image_metrics import psnr, ssim, to_8_bit
 
 DEVICE_METRICS = {'calculate_psnr': psnr, 'calculate_ssim': ssim}
@@ -96,7 +97,7 @@ def _measure(model: SRModel, dataset: Dataset, indices: range, current_iter: int
             host['img2'] = to_host(pair.gt)
         rows.append({key: _value(opt, output, pair, host) for key, opt in metrics.items()})
         if save_img:
-            imwrite(host['img'], str(image_path(model.opt, dataset.opt['name'], pair.name, current_iter)))
+            save_image(host['img'], image_path(model.opt, dataset.opt['name'], pair.name, current_iter))
     return dict(zip(indices, _read_out(rows), strict=True))
 
 
@@ -147,6 +148,15 @@ def image_path(opt: Mapping[str, Any], dataset: str, image: str, current_iter: i
     if opt['is_train']:
         return folder / image / f'{image}_{current_iter}.png'
     return folder / dataset / f'{image}_{opt["val"].get("suffix") or opt["name"]}.png'
+
+
+def save_image(image: np.ndarray, path: Path) -> None:
+    """Write (H, W, 3) BGR or (H, W), uint8, as PNG, whole or not at all; makes the folders above it."""
+    done, data = cv2.imencode('.png', image)
+    if not done:
+        raise ValueError(f'{path}: an image of {image.dtype} {image.shape} cannot be encoded as PNG')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data.tobytes())
 
 
 _kept: weakref.WeakKeyDictionary[Dataset, dict[tuple[int, torch.device], Pair]] = weakref.WeakKeyDictionary()

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import method_cost, record  # noqa: E402  before this, the checkout need not be on the path
+from mtkd_data.whole_files import write_atomically  # noqa: E402
 from mtkd_model.distillers import DISTILLER_REGISTRY  # noqa: E402
 
 PAGE = ROOT / 'docs/methods.md'
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         if fresh != page:
             print('docs/methods.md: the table is out of date: run python scripts/make_method_table.py', file=sys.stderr)
         return int(fresh != page)
-    PAGE.write_text(fresh)
+    write_atomically(PAGE, fresh.encode())
     return 0
 
 

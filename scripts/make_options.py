@@ -10,6 +10,10 @@ from pathlib import Path
 
 from option_templates import all_files
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mtkd_data.whole_files import write_atomically
+
 ROOT = Path(__file__).resolve().parents[1] / 'options'
 BY_HAND = ('own/', 'study/')
 
@@ -28,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if stale or strays else 0
     for name in stale:
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
-        (ROOT / name).write_text(files[name])
+        write_atomically(ROOT / name, files[name].encode())
     for name in strays:
         print(f'no template makes options/{name}; delete it?', file=sys.stderr)
     print(f'{len(files)} option files, {len(stale)} written')

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 
 from options_reference.page import page  # noqa: E402  before this, the checkout need not be on the path
 
-from mtkd_data.lmdb_store import write_atomically  # noqa: E402
+from mtkd_data.whole_files import write_atomically  # noqa: E402
 
 PAGE = ROOT / 'docs/options.md'
 

@@ -13,7 +13,8 @@ import mtkd  # noqa: F401  first: it mends BasicSR, which the networks come from
 import torch
 
 from mtkd.option_file import read_option
-from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.command_line import exit_code
+from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.comparison import evaluate
 from mtkd_eval.image_sets import find_sets
 from mtkd_eval.load import load_network
@@ -56,12 +57,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=Path('results/quickstart'), help='default: %(default)s')
     out = parser.parse_args(argv).out
-    try:
-        networks, sets = load_all(), find_sets([str(MTKD)], ())
-        results = evaluate(networks, sets, torch.device('cpu'), RunSettings(repeats=0), progress=None)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    return exit_code(lambda: report(out))
+
+
+def report(out: Path) -> int:
+    """Write the table and the pictures into ``out``; the exit code. Raises what loading and writing raise."""
+    check_place(out / 'table.md')
+    networks, sets = load_all(), find_sets([str(MTKD)], ())
+    results = evaluate(networks, sets, torch.device('cpu'), RunSettings(repeats=0), progress=None)
     table = f'{to_markdown(results)}\n{verdict(results)}\n'
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / 'table.md', table.encode())

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mtkd  # noqa: F401  before BasicSR
 from mtkd_arch.hierarchical_arch import strip_heads
+from mtkd_arch.tensor_file import read_tensor_file
 from mtkd_arch.weights import read_weights
 from mtkd_model.checkpoint import save_whole
 
@@ -19,15 +21,12 @@ def strip_file(source: Path, target: Path) -> list[str]:
 
     Raises FileNotFoundError, or ValueError for a file that cannot be read or holds no HierarchicalSR.
     """
-    read_weights(source)  # its errors are about the file itself
-    stripped = {}
-    for key in KEYS:
-        try:
-            weights = read_weights(source, key)
-        except ValueError:  # the file has no such key
-            continue
-        stripped[key] = strip_heads(weights)
-    stripped = stripped or {'params': strip_heads(read_weights(source))}
+    content = read_tensor_file(source.expanduser())
+    keys = [key for key in KEYS if isinstance(content, Mapping) and key in content]
+    try:
+        stripped = {key or 'params': strip_heads(read_weights(source, key)) for key in keys or [None]}
+    except ValueError as error:
+        raise ValueError(str(error) if str(source) in str(error) else f'{source}: {error}') from error
     target.parent.mkdir(parents=True, exist_ok=True)
     save_whole(stripped, target)
     return list(stripped)

@@ -129,7 +129,7 @@ MUTATIONS = [
     ('name', True, 'name should be text; it is True: YAML 1.1 reads on, off, yes and no as true and false'),
     ('name', date(2024, 1, 1), 'it is datetime.date(2024, 1, 1): YAML 1.1 reads it as a date: put text in quotes'),
     ('num_gpu', 'all', "num_gpu should be auto or a whole number, at least 0; it is 'all'"),
-    ('manual_seed', -1, 'manual_seed should be a whole number, at least 0; it is -1'),
+    ('manual_seed', -1, 'manual_seed should be a whole number, 0 to 4294967295; it is -1'),
     ('manul_seed', 3, "unknown key 'manul_seed' in the option file: did you mean 'manual_seed'?"),
     ('model_type', 'MultiTeacherModel', "unknown type 'MultiTeacherModel': did you mean 'MultiTeacherSRModel'?"),
     ('datasets', None, 'datasets is empty: it should be a mapping of data sets'),

@@ -10,7 +10,7 @@ TOP_LEVEL_KEYS: Table = {
     'model_type': ('text', 'required', 'see below'),
     'scale': ('whole number, 1 to 8', 'required', 'factor of the upsampling'),
     'num_gpu': ('auto or whole number, at least 0', 'required', 'auto takes all, 0 the CPU'),
-    'manual_seed': ('whole number, at least 0', 'null', 'of all random numbers; null draws one'),
+    'manual_seed': ('whole number, 0 to 4294967295', 'null', 'of all random numbers; null draws one'),
     'dist_params': ('mapping', 'null', 'see below; for several processes'),
     'find_unused_parameters': ('true or false', 'false', "of torch's DistributedDataParallel"),
 }
@@ -55,6 +55,8 @@ IO_KEYS: Table = {
     'type': ('lmdb, disk or memcached', 'required', 'what the data roots are'),
 }
 # what every data set of BasicSR's trainer has to say; its other keys are its own affair
-FOREIGN_DATASET_KEYS = ('name', 'type', 'phase', 'scale', 'num_worker_per_gpu', 'batch_size_per_gpu')
+FOREIGN_DATASET_KEYS = (
+    'name', 'type', 'phase', 'scale', 'num_worker_per_gpu', 'batch_size_per_gpu', 'skip_damaged',
+)  # fmt: skip
 # of BasicSR's option files, and alike enough to ours to be taken for mistyped ones
 ELSEWHERE = ('network_d', 'network_r', 'optim_d', 'gan_opt', 'pretrain_network_d', 'param_key_d', 'strict_load_d')

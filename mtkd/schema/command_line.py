@@ -29,14 +29,17 @@ def refuse_options(opt: Mapping[str, Any]) -> None:
 def refuse_unread(is_train: bool) -> None:
     """Raise one ValueError with all problems of the file behind ``-opt``, before BasicSR's own loader reads it.
 
-    That loader runs what Python tags say; here any but that of the ``plugin:`` line is refused. Files without anything
-    of this plugin are left to BasicSR.
+    That loader runs what Python tags say; here any but that of the ``plugin:`` line is refused. What else is wrong with
+    files without anything of this plugin is left to BasicSR.
     """
     args = _arguments()
     if args is None or not args.opt:
         return
     file = read(Path(args.opt))
-    if not isinstance(file.options, Mapping) or not _is_ours(file.options):
+    if not isinstance(file.options, Mapping):  # nobody's
+        refuse(with_places(problems(file.options), file), str(file.path))
+    if not _is_ours(file.options):
+        refuse([problem for problem in file.problems if 'tag ' in problem.message], str(file.path))
         return
     found = problems({**force(file.options, args.force_yml), 'is_train': is_train})
     refuse(with_places(found, file, forced_keys(args.force_yml)), str(file.path))

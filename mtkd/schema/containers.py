@@ -7,7 +7,7 @@ from typing import Any
 
 from mtkd.schema.kinds import ANYTHING, Context, Kind
 from mtkd.schema.mismatch import mismatch
-from mtkd.schema.problem import Problem, join
+from mtkd.schema.problem import Problem, join, no_text
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,16 @@ class MapOf(Kind):
         return ('mapping' if self.value == ANYTHING else f'mapping of text to {_inner(self.value)}',)
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, Mapping) and all(map(self.value.accepts, value.values()))
+        named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+        return named and all(map(self.value.accepts, value.values()))
 
     def problems(self, value: Any, path: str, context: Context) -> Iterator[Problem]:
         if not isinstance(value, Mapping):
             yield mismatch(value, path, self)
             return
         for key, item in value.items():
+            if not isinstance(key, str):
+                yield no_text(key, path, path)
             yield from self.value.problems(item, join(path, key), context)
 
     def json(self) -> dict[str, Any]:

@@ -1,23 +1,43 @@
 """What must fit between keys; each section is right by itself already."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mtkd.schema.problem import Problem, join
+from mtkd.schema.problem import Problem, join, shown
 from mtkd_model.validation_options import on_the_device
 
 Options = Mapping[str, Any]
+LONGEST_NAME = 200  # BasicSR adds to it for its log and archive
+CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 AS_MANY = (('periods', 'restart_weights', 1), ('restarts', 'restart_weights', 1), ('depths', 'num_heads', None))
 
 
 def across(opt: Options) -> Iterator[Problem]:
     """Problems between keys of an option file; what is of another type than it should be is passed over."""
+    yield from _name(opt.get('name'))
     yield from _patch(opt.get('scale'), _get(opt, 'datasets', 'train'))
+    datasets = _get(opt, 'datasets')
+    for name, dataset in (datasets if isinstance(datasets, Mapping) else {}).items():
+        if str(name).split('_')[0] != 'train' and _get(dataset, 'skip_damaged'):
+            path = f'datasets.{name}.skip_damaged'
+            yield Problem(path, f'{path}: only training skips damaged images: leave it out', dataset['skip_damaged'])
     for path, section in _sections(opt, ''):
         yield from _as_many(path, section)
     metrics = _get(opt, 'val', 'metrics')
     for name, metric in (metrics if isinstance(metrics, Mapping) else {}).items():
         yield from _metric(f'val.metrics.{name}', metric)
+
+
+def _name(name: Any) -> Iterator[Problem]:
+    """The run's folder has this name: one that leads elsewhere would move other folders to an archive."""
+    if not isinstance(name, str):
+        return
+    parts = name.split('/')
+    elsewhere = any(part.strip() in ('', '.', '..') for part in parts)
+    if elsewhere or CONTROL.search(name) or len(name.encode()) > LONGEST_NAME:
+        expected = f'a name for a folder, of at most {LONGEST_NAME} bytes, without control characters'
+        yield Problem('name', f'name should be {expected}; it is {shown(name)}', name, expected)
 
 
 def _get(opt: Any, *keys: str) -> Any:

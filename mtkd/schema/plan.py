@@ -11,6 +11,7 @@ from torch import nn
 
 from mtkd.checks import image_keys
 from mtkd.schema import memory
+from mtkd_eval.scale_model import Run, run_seconds
 
 Rows = list[tuple[str, ...]]
 TIMED_STEPS = 3
@@ -166,7 +167,8 @@ def _memory(found: memory.Memory) -> Rows:
         ('optimizer', found.optimizer, ''),
         ('averaged weights', found.average, ''),
         ('activations', found.activations, f'measured with {found.measured}, continued to the pixels of a batch'),
-        ('together', found.total, 'without what libraries and passing results take'),
+        ('passing', found.passing, 'the batch, results without gradient, gradients of activations; measured alike'),
+        ('together', found.total, 'without what libraries take and the allocator holds back'),
     )
     return [(name, f'{size / 2**20:,.1f} MiB', *([note] if note else [])) for name, size, note in parts if size]
 
@@ -180,4 +182,5 @@ def _time(model: Any, batch: int, side: int, total: int) -> Rows:
         seconds.append(time.perf_counter() - start)
     step = median(seconds[1:])
     note = f'median of {TIMED_STEPS} on this CPU, without reading data'
-    return [('a step', f'{step:.3g} s', note), ('the run', f'{step * total / 3600:.3g} h', f'{total} steps')]
+    hours = run_seconds(Run(total), step) / 3600
+    return [('a step', f'{step:.3g} s', note), ('the run', f'{hours:.3g} h', f'{total} steps')]

@@ -59,3 +59,8 @@ def unknown_key(key: Any, where: str, nearest: str, known: Any) -> str:
     """The message for a key that a closed section does not know."""
     meant = f"did you mean '{nearest}'? " if nearest else ''
     return f"unknown key '{key}' in {where}: {meant}Known keys: {', '.join(map(str, known))}"
+
+
+def no_text(key: Any, path: str, where: str) -> Problem:
+    """The problem of a key that YAML reads as a number, a date or null."""
+    return Problem(join(path, key), f'a key in {where} is {shown(key)}: it should be text', key, 'text')

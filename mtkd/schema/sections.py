@@ -8,7 +8,7 @@ from typing import Any
 from mtkd.schema.containers import MapOf, OrDefault
 from mtkd.schema.kinds import Anything, Context, Kind, Number, Text
 from mtkd.schema.mismatch import mismatch
-from mtkd.schema.problem import Problem, join, nearest_name, shown, unknown_key
+from mtkd.schema.problem import Problem, join, nearest_name, no_text, shown, unknown_key
 from mtkd.schema.words import kind_of_words
 
 Table = Mapping[str, tuple[str, str, str]]  # key: (type, default, meaning)
@@ -101,6 +101,9 @@ class Section(Kind):
         if self.closed:
             nearest = nearest_name(key, self.keys)
             yield Problem(place, unknown_key(key, where, nearest, self.keys), key, 'a known key', nearest)
+            return
+        if not isinstance(key, str):
+            yield no_text(key, path, where)
             return
         nearest = nearest_name(key, self.keys, self.cutoff)
         if nearest and nearest != str(key) and not (self.elsewhere and self.elsewhere(str(key), context)):

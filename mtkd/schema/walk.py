@@ -15,10 +15,12 @@ from mtkd.schema.problem import Problem, join, shown
 PLUGIN_TAG = 'tag:yaml.org,2002:python/name:mtkd.__version__'
 STANDARD = 'tag:yaml.org,2002:'
 PLAIN_TAGS = tuple(f'{STANDARD}{name}' for name in ('null', 'bool', 'int', 'float', 'str', 'timestamp', 'binary'))
+NUMBER_TAGS = (f'{STANDARD}int', f'{STANDARD}float')
 OCTAL = re.compile(r'[+-]?0[0-7_]+')
 SEXAGESIMAL = re.compile(r'[+-]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?')
 MOST_NODES = 50_000
 DEEPEST = 40
+LONGEST_NUMBER = 1000  # characters; Python takes minutes to read one of a million
 
 
 class Walk:
@@ -49,6 +51,8 @@ class Walk:
     def _sequence(self, node: SequenceNode, path: str) -> list[Any]:
         found = []
         for number, item in enumerate(node.value):
+            if self.count > MOST_NODES:  # said already
+                break
             where = join(path, number)
             self._place(where, item, item)
             found.append(self.value(item, where))
@@ -57,6 +61,8 @@ class Walk:
     def _mapping(self, node: MappingNode, path: str) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
         for key_node, item in node.value:
+            if self.count > MOST_NODES:  # said already
+                break
             key = self._key(key_node, path)
             where = join(path, key)
             if key in found:
@@ -89,6 +95,9 @@ class Walk:
             return mtkd.__version__
         if node.tag not in PLAIN_TAGS:
             self._problem(path, node, _unknown_tag(node.tag))
+            return None
+        if node.tag in NUMBER_TAGS and len(node.value) > LONGEST_NUMBER:
+            self._problem(path, node, f'{path} is a number of {len(node.value)} characters: {shown(node.value)}')
             return None
         try:
             value = self.constructor.construct_object(node)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mtkd_data.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.image_io import decode_image, encode_png
-from mtkd_data.lmdb_store import FolderWriter, LmdbWriter, MetaEntry, sync_path, write_atomically
+from mtkd_data.lmdb_store import FolderWriter, LmdbWriter, MetaEntry
 from mtkd_data.preparation.matlab_bicubic import imresize_bicubic, mod_crop
 from mtkd_data.preparation.parallel import run_tasks
 from mtkd_data.preparation.plan import (
@@ -36,6 +36,7 @@ from mtkd_data.preparation.plan import (
     read_begun,
     shrink_box,
 )
+from mtkd_data.whole_files import check_place, sync_path, write_atomically
 
 COMMIT_SECONDS = 0.5  # a kill costs this much finished work, and what the workers hold
 COMMIT_BYTES = 64 * 2**20
@@ -82,6 +83,7 @@ def prepare_dataset(
         raise FileExistsError(f'{out}: exists already: delete it or choose another --out')
     folders = [hr] if isinstance(hr, Path) else list(hr)
     _check_folders(folders, out)
+    check_place(out)
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
     sources, left_out = inspect_folders(folders, settings, workers, progress)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from mtkd_data.damage import check_encoded
 from mtkd_data.image_io import PNG_SIGNATURE
-from mtkd_data.lmdb_store import LmdbReader, parse_meta_line
+from mtkd_data.lmdb_store import LmdbReader, parse_meta
 from mtkd_data.preparation.pair_keys import FolderReader
 from mtkd_data.teacher_cache.description import CACHE_VERSION, FORMATS, compare_teachers
 
@@ -97,10 +98,16 @@ def check_stored(data: bytes, name: str) -> None:
 
 def sample_digest(reader: Mapping[str, bytes], keys: Sequence[str]) -> str:
     """SHA-256 over ``SAMPLE`` images of a store, evenly spread over its sorted keys."""
-    digest, ordered = hashlib.sha256(), sorted(keys)
-    for key in (ordered[len(ordered) * number // SAMPLE] for number in range(min(SAMPLE, len(ordered)))):
+    digest = hashlib.sha256()
+    for key in sampled(keys):
         digest.update(key.encode() + reader[key])
     return digest.hexdigest()
+
+
+def sampled(keys: Sequence[str]) -> list[str]:
+    """The keys of ``sample_digest``."""
+    ordered = sorted(keys)
+    return [ordered[len(ordered) * number // SAMPLE] for number in range(min(SAMPLE, len(ordered)))]
 
 
 class CacheFolder(FolderReader):
@@ -164,8 +171,7 @@ class TeacherCache:
         path = self.path_of(store)
         if self.description['format'] == 'disk':
             return tuple(sorted(CacheFolder(path).keys))
-        lines = (path / 'meta_info.txt').read_text().splitlines()
-        return tuple(sorted(parse_meta_line(line).key for line in lines))
+        return tuple(sorted(entry.key for entry in parse_meta((path / 'meta_info.txt').read_text())))
 
     def _check_stores(self) -> None:
         """Every store is there and holds as many images as cache.json says, under the same keys, the first 16-bit."""
@@ -189,6 +195,8 @@ class TeacherCache:
                 check_stored(reader[key], f'{path}: {key}')
                 made, found = self.description.get('samples', {}).get(store), sample_digest(reader, keys)
                 if made not in (None, found):
+                    for sample in sampled(keys):  # one that is damaged is named
+                        check_encoded(reader[sample], f'{path}: {sample}')
                     raise ValueError(
                         f'{path} is not the store that {RECORD} describes: a sample of its images had SHA-256 {made} '
                         f'when the cache was made, has {found} now: copy the whole cache again'

@@ -15,6 +15,7 @@ from mtkd_data.teacher_cache.cache import HIGHEST, LOWEST, TeacherCache, fingerp
 from mtkd_data.teacher_cache.description import CACHE_VERSION, FORMATS, describe_networks
 from mtkd_data.teacher_cache.lq_source import LqImage
 from mtkd_data.teacher_cache.runner import precision_of
+from mtkd_data.whole_files import check_place
 
 BEGUN = 'begun.json'  # in an unfinished cache: what it is made from; `cache.json` comes last
 LMDB_PAGE = 4096
@@ -100,6 +101,7 @@ def check_start(
     processes: int,
 ) -> None:
     """Raise FileExistsError for a ``.partial`` folder that holds something else, OSError for too little room."""
+    check_place(out)
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if names - {f'.{BEGUN}.partial'}:
         record = folder / BEGUN

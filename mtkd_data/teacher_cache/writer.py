@@ -22,7 +22,7 @@ from tqdm import tqdm
 import mtkd
 from mtkd_data.flat_png import encode_flat_png
 from mtkd_data.folder_lock import only_run
-from mtkd_data.lmdb_store import LmdbReader, MetaEntry, sync_path, write_atomically
+from mtkd_data.lmdb_store import LmdbReader, MetaEntry
 from mtkd_data.preparation.prepare import COMMIT_BYTES, COMMIT_SECONDS
 from mtkd_data.teacher_cache.cache import (
     HIGHEST,
@@ -39,6 +39,7 @@ from mtkd_data.teacher_cache.plan import BEGUN, CacheSettings, check_start
 from mtkd_data.teacher_cache.process_group import ProcessGroup
 from mtkd_data.teacher_cache.runner import TeacherRunner
 from mtkd_data.teacher_cache.shards import CLIPPED, CacheShard, done_keys, merge_shards, read_clipped
+from mtkd_data.whole_files import sync_path, write_atomically
 
 
 def write_cache(

@@ -9,7 +9,7 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.whole_files import check_place, write_atomically
 
 # Okabe and Ito's palette without its yellow, which is too light for a line on white
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -68,11 +68,12 @@ def new_figure(width: float, height: float, dpi: int, layout: str | None = 'cons
 
 
 def check_out(out: Path) -> None:
-    """Raise ValueError for a file name that says no format we write, or a folder."""
+    """Raise ValueError for a file name that says no format we write, or a folder, PermissionError for a bad place."""
     if out.suffix.lower() not in UNDATED:
         raise ValueError(f'--out {out}: expected a name that ends in {", ".join(UNDATED)}')
     if out.is_dir():
         raise ValueError(f'--out {out}: is a folder; expected a file to write')
+    check_place(out)
 
 
 @styled

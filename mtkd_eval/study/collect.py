@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.whole_files import write_atomically
 from mtkd_eval.study.grid import Run, clock_cells, clock_iterations
 from mtkd_eval.study.running import Study
 

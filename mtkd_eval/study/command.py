@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mtkd_data.command_line import exit_code
 from mtkd_data.folder_lock import only_run
-from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.image_sets import find_sets
 from mtkd_eval.study.collect import as_study, clock_plan
 from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
@@ -177,6 +177,9 @@ def run(given: argparse.Namespace) -> dict[str, str]:
         raise ValueError(f'--jobs must be at least 1, got {given.jobs}')
     if given.smoke and (given.page or given.json):
         raise ValueError('--smoke makes no figures to keep: leave --page and --json out')
+    for path in (given.page, given.json):
+        if path is not None:
+            check_place(path)
     grid = read_grid(given.grid)
     folder = given.out or Path('results/study') / grid.name
     if given.smoke:

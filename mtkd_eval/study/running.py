@@ -21,7 +21,7 @@ import torch
 import yaml
 from basicsr.utils.options import ordered_yaml
 
-from mtkd_data.lmdb_store import write_atomically
+from mtkd_data.whole_files import write_atomically
 from mtkd_eval.comparison import as_file_name
 from mtkd_eval.study.grid import Grid, Run, cache_digest, cache_options, completed, weights_file
 from mtkd_eval.study.overlay import filled_in

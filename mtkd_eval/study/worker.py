@@ -11,8 +11,8 @@ import mtkd  # noqa: F401  first: it mends BasicSR
 from basicsr.train import train_pipeline
 
 from mtkd_data.folder_lock import only_run
-from mtkd_data.lmdb_store import write_atomically
 from mtkd_data.teacher_cache.command import choose_device
+from mtkd_data.whole_files import write_atomically
 from mtkd_eval.comparison import evaluate
 from mtkd_eval.image_sets import find_sets
 from mtkd_eval.load import load_network
