@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.resources
 import importlib.util
+import os
 import random
 import re
 import signal
@@ -34,6 +35,7 @@ def apply() -> None:
     resume_on_cpu_and_from_the_experiment()
     check_options_before_writing()
     distribute_on_cpu()
+    keep_node_lists_from_the_shell()
     seed_workers_anew_each_epoch()
     draw_crops_by_their_place()
     leave_out_the_warning_of_meshgrid()
@@ -229,6 +231,33 @@ def _model_to_any_device(upstream: Callable[..., torch.nn.Module]) -> Callable[.
 
     model_to_device.serves_cpu = True
     return model_to_device
+
+
+def keep_node_lists_from_the_shell() -> None:
+    """``--launcher slurm`` puts the value of SLURM_NODELIST into a shell command: CVE-2024-27763, no released mend.
+
+    https://github.com/XPixelGroup/BasicSR/issues/729
+    """
+    import basicsr.utils.dist_util
+
+    upstream = basicsr.utils.dist_util._init_dist_slurm
+    if not hasattr(upstream, 'checks_nodes'):
+        basicsr.utils.dist_util._init_dist_slurm = _with_checked_nodes(upstream)
+
+
+def _with_checked_nodes(upstream: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(upstream)
+    def init_dist_slurm(backend: str, port: int | None = None) -> None:
+        nodes = os.environ.get('SLURM_NODELIST', '')
+        if not re.fullmatch(r'[\w.,\[\]-]+', nodes, re.ASCII):
+            raise ValueError(
+                f'SLURM_NODELIST is {nodes!r}: expected host names as in node[1-4],node7; --launcher slurm runs inside '
+                'srun, which sets it'
+            )
+        upstream(backend, port)
+
+    init_dist_slurm.checks_nodes = True
+    return init_dist_slurm
 
 
 def seed_workers_anew_each_epoch() -> None:

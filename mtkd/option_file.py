@@ -1,4 +1,4 @@
-"""Option files as BasicSR reads them."""
+"""Option files and study grids, read without running anything in them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,19 +7,17 @@ from typing import Any
 import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 
 # isort: split
-import yaml
-from basicsr.utils.options import ordered_yaml
+from mtkd.schema.problems import refuse
+from mtkd.schema.reader import read
 
 
 def read_option(path: Path) -> dict[str, Any]:
-    """An option file as BasicSR reads it. Raises FileNotFoundError, or ValueError for what is no mapping."""
-    if not path.is_file():
-        raise FileNotFoundError(f'no such option file: {path}')
-    try:
-        with path.open() as file:
-            opt = yaml.load(file, Loader=ordered_yaml()[0])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: cannot be read as an option file: {error}') from error
-    if not isinstance(opt, Mapping):
-        raise ValueError(f'{path}: expected an option file, a mapping; it holds {type(opt).__name__}')
-    return dict(opt)
+    """What BasicSR's loader reads from an option file, by a safe one that knows the tag of ``plugin:`` alone.
+
+    Raises FileNotFoundError, or ValueError with the lines of what is wrong with the text, and for what is no mapping.
+    """
+    file = read(path)
+    refuse(file.problems, str(path))
+    if not isinstance(file.options, Mapping):
+        raise ValueError(f'{path}: expected an option file, a mapping; it holds {type(file.options).__name__}')
+    return dict(file.options)
