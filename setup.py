@@ -52,6 +52,7 @@ setup(
             'pytest-cov',
             'pytest-xdist',
             'hypothesis',
+            'jsonschema',
             'scipy<2',
             'ruff',
             'scikit-image',
