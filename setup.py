@@ -28,21 +28,21 @@ setup(
     package_dir={name: name.replace('mtkd.options', 'options').replace('.', '/') for name in OPTION_FOLDERS},
     package_data={'mtkd': ['pretrained/*.safetensors', 'pretrained/*.md', 'pretrained/*.json']}
     | {name: ['*.yml'] for name in OPTION_FOLDERS},
-    install_requires=[
+    install_requires=[  # the oldest that are tested, by scripts/test_oldest.sh; why not older: docs/security.md
         'basicsr>=1.4.2',
-        'torch>=2.4',
-        'torchvision',
+        'torch>=2.6',
+        'torchvision>=0.21',
         'pytorch-wavelets>=1.3',
-        'PyWavelets',  # pytorch-wavelets needs this and six, and declares neither
-        'six',
-        'opencv-python',
+        'PyWavelets>=1.5',  # pytorch-wavelets needs this and six, and declares neither
+        'six>=1.16',
+        'opencv-python>=4.8.1.78',
         'numpy>=1.26',
-        'lmdb',
-        'pyyaml',
-        'tqdm',
-        'matplotlib',
-        'spandrel',
-        'safetensors',
+        'lmdb>=1.4',
+        'pyyaml>=6.0.1',
+        'tqdm>=4.66.3',
+        'matplotlib>=3.8',
+        'spandrel>=0.4',
+        'safetensors>=0.4.3',
     ],
     extras_require={
         'docs': DOCS,
@@ -52,6 +52,7 @@ setup(
             'pytest-cov',
             'pytest-xdist',
             'hypothesis',
+            'jsonschema',
             'scipy<2',
             'ruff',
             'scikit-image',

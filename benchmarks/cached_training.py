@@ -18,10 +18,10 @@ import mtkd  # noqa: F401  registers the networks
 
 # isort: split
 import yaml
-from basicsr.utils.options import ordered_yaml
 
 from benchmarks import record
 from benchmarks.networks import log_of_training
+from mtkd.option_file import read_option
 from mtkd_data.preparation.plan import Settings
 from mtkd_data.preparation.prepare import prepare_dataset
 from mtkd_data.teacher_cache.command import main as cache_teachers
@@ -32,8 +32,7 @@ RESULT = re.compile(r'# psnr: ([\d.]+)')
 
 def option(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     """The option file of ``args`` on the data prepared in ``data``."""
-    with args.opt.open() as file:
-        opt = json.loads(json.dumps(yaml.load(file, Loader=ordered_yaml()[0])))
+    opt = read_option(args.opt)
     for part in (*opt['teachers'].values(), opt['aggregator']):
         part['path'] = str(Path(part['path']).absolute())
     train_set = opt['datasets']['train']

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import yaml
 from basicsr.models.sr_model import SRModel
-from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mtkd.checks import build
+from mtkd.option_file import read_option
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_data.flat_png import encode_flat_png
 from mtkd_data.lmdb_store import LmdbWriter, MetaEntry
@@ -39,8 +39,7 @@ Options = dict[str, Any]
 
 def published(student: str) -> Options:
     """The stage-2 option of a student, as BasicSR would hand it to the model."""
-    with (ROOT / STUDENTS[student]).open() as file:
-        opt = yaml.load(file, Loader=ordered_yaml()[0])
+    opt = read_option(ROOT / STUDENTS[student])
     return {**opt, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1}
 
 

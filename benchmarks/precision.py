@@ -11,11 +11,10 @@ from typing import Any
 import mtkd  # noqa: F401  registers the networks
 
 # isort: split
-import yaml
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.utils.options import ordered_yaml
 
 from benchmarks import record
+from mtkd.option_file import read_option
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_model.image_metrics import psnr, to_8_bit
 
@@ -42,8 +41,7 @@ def scores(networks: TeacherEnsemble, images: PairedImageDataset, scale: int, de
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """PSNR-Y by precision, and what is lost against float32."""
-    with args.opt.open() as file:
-        opt = yaml.load(file, Loader=ordered_yaml()[0])
+    opt = read_option(args.opt)
     found: dict[str, Any] = {'weights': str(args.opt), 'images': str(args.hr)}
     dataset = {'type': 'PairedImageDataset', 'io_backend': {'type': 'disk'}, 'phase': 'val', 'scale': opt['scale']}
     dataset |= {'dataroot_gt': str(args.hr), 'dataroot_lq': str(args.lq_images), 'filename_tmpl': args.filename_tmpl}

@@ -10,6 +10,7 @@ import importlib.resources
 import importlib.util
 import multiprocessing.connection
 import multiprocessing.util
+import os
 import random
 import re
 import signal
@@ -39,6 +40,7 @@ def apply() -> None:
     resume_on_cpu_and_from_the_experiment()
     check_options_before_writing()
     distribute_on_cpu()
+    keep_node_lists_from_the_shell()
     seed_workers_anew_each_epoch()
     draw_crops_by_their_place()
     copy_option_files_whole()
@@ -261,6 +263,33 @@ def _model_to_any_device(upstream: Callable[..., torch.nn.Module]) -> Callable[.
     return model_to_device
 
 
+def keep_node_lists_from_the_shell() -> None:
+    """``--launcher slurm`` puts the value of SLURM_NODELIST into a shell command: CVE-2024-27763, no released mend.
+
+    https://github.com/XPixelGroup/BasicSR/issues/729
+    """
+    import basicsr.utils.dist_util
+
+    upstream = basicsr.utils.dist_util._init_dist_slurm
+    if not hasattr(upstream, 'checks_nodes'):
+        basicsr.utils.dist_util._init_dist_slurm = _with_checked_nodes(upstream)
+
+
+def _with_checked_nodes(upstream: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(upstream)
+    def init_dist_slurm(backend: str, port: int | None = None) -> None:
+        nodes = os.environ.get('SLURM_NODELIST', '')
+        if not re.fullmatch(r'[\w.,\[\]-]+', nodes, re.ASCII):
+            raise ValueError(
+                f'SLURM_NODELIST is {nodes!r}: expected host names as in node[1-4],node7; --launcher slurm runs inside '
+                'srun, which sets it'
+            )
+        upstream(backend, port)
+
+    init_dist_slurm.checks_nodes = True
+    return init_dist_slurm
+
+
 def seed_workers_anew_each_epoch() -> None:
     """Loader workers get one seed for all epochs, so every image is cropped alike in every epoch. No upstream issue."""
     import basicsr.data
@@ -419,10 +448,9 @@ def leave_out_the_warning_of_meshgrid() -> None:
 
 
 def read_weights_as_tensors_alone() -> None:
-    """BasicSR reads weights by ``torch.load`` alone, which before torch 2.6 runs code in the file.
+    """BasicSR reads weights by ``torch.load``, which compares no checksums: a flipped bit is another weight.
 
-    Those of its models and of the perceptual loss are read as ours are. No upstream issue. Ends with torch 2.6 as the
-    oldest, save that torch compares no checksums.
+    Those of its models and of the perceptual loss are read as ours are, as tensors alone. No upstream issue.
     """
     from basicsr.archs import vgg_arch
     from basicsr.models import base_model

@@ -15,6 +15,7 @@ import torch
 
 import mtkd
 from mtkd import compat
+from mtkd.advisories import open_here
 
 PACKAGES = (
     'torch', 'torchvision', 'basicsr', 'numpy', 'opencv-python', 'lmdb', 'pytorch-wavelets', 'PyWavelets', 'spandrel',
@@ -123,6 +124,12 @@ def _serves_cpu() -> bool:
     return hasattr(BaseModel.model_to_device, 'serves_cpu')
 
 
+def _checks_nodes() -> bool:
+    import basicsr.utils.dist_util
+
+    return hasattr(basicsr.utils.dist_util._init_dist_slurm, 'checks_nodes')
+
+
 def _seeds_anew() -> bool:
     import basicsr.data
 
@@ -178,6 +185,10 @@ CHECKS: dict[str, tuple[Callable[[], bool] | None, Callable[[], bool] | None]] =
         lambda: 'rank % num_gpus' in _text('basicsr', 'utils/dist_util.py'),
         _serves_cpu,
     ),
+    'keep_node_lists_from_the_shell': (
+        lambda: 'getoutput(f' in _text('basicsr', 'utils/dist_util.py'),
+        _checks_nodes,
+    ),
     'seed_workers_anew_each_epoch': (
         lambda: 'worker_seed = num_workers * rank + worker_id + seed' in _text('basicsr', 'data/__init__.py'),
         _seeds_anew,
@@ -209,7 +220,7 @@ CHECKS: dict[str, tuple[Callable[[], bool] | None, Callable[[], bool] | None]] =
 
 
 def report(found: list[Mend]) -> str:
-    """The environment and the mends ``found``, in words."""
+    """The environment, the mends ``found``, and the security flaws of what is installed, in words."""
     rows = versions()
     width = max(len(name) for name, _ in rows)
     said = {True: 'yes', False: 'no', None: 'not known'}
@@ -221,6 +232,9 @@ def report(found: list[Mend]) -> str:
             f'  {mend.fault}',
             f'  fault present: {said[mend.present]}; mended: {said[mend.mended]}',
         ]
+    for advisory in open_here():
+        remedy = f'update {advisory.package} to {advisory.fixed}' if advisory.fixed else 'no release mends it'
+        lines += ['', advisory.name, f'  {advisory.meaning}: {remedy}']
     return '\n'.join(lines)
 
 

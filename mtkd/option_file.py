@@ -1,4 +1,4 @@
-"""Option files as BasicSR reads them, without running code in them."""
+"""Option files and study grids, read without running anything in them."""
 
 from pathlib import Path
 from typing import Any

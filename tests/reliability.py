@@ -6,6 +6,7 @@ A test says what it injects and, each time, whether the program held::
         for option in options:
             count(refused_clearly(option), option)
 
+or, where the whole test is one such case, ``@pytest.mark.injects('fault', 'signals')``: it held if the test passes.
 ``pytest --reliability docs/reliability.md`` writes the table of the run between the markers of that file.
 """
 
@@ -54,6 +55,17 @@ def tally(record_property: Callable[[str, Any], None]) -> Callable[[str, str], A
     return counting
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """A test that is marked counts itself."""
+    report = (yield).get_result()
+    marker = item.get_closest_marker('injects')
+    if marker is not None and call.when == 'call' and not report.skipped:
+        section, title = marker.args
+        assert section in SECTIONS
+        report.user_properties.append((KEY, [section, title, 1, int(report.passed)]))
+
+
 class Table:
     """Plugin of the process that collects the reports."""
 
@@ -62,7 +74,7 @@ class Table:
         self.rows: dict[tuple[str, str], list[int]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for key, value in report.user_properties if report.when == 'teardown' else ():
+        for key, value in report.user_properties if report.when == 'call' else ():
             if key == KEY:
                 section, title, tried, held = value
                 row = self.rows.setdefault((section, title), [0, 0])
@@ -99,5 +111,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line('markers', 'injects(section, title): a fault or a bad input, for docs/reliability.md')
     if not hasattr(config, 'workerinput'):  # under xdist: not in the processes that run the tests
         config.pluginmanager.register(Table(config.getoption('--reliability')), 'reliability-table')

@@ -13,6 +13,8 @@ from conftest import build_arch, small_network, stage_one
 from mtkd_arch.weights import read_weights
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
 
+pytestmark = pytest.mark.injects('bad input', 'option files that cannot be trained with')
+
 Options = dict[str, Any]
 
 

@@ -26,6 +26,7 @@ def test_a_path_may_be_a_string_and_the_old_file_is_replaced(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+@pytest.mark.injects('fault', 'disks that are full or fail')
 def test_a_save_that_fails_midway_leaves_the_old_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -48,6 +49,8 @@ def test_a_save_that_fails_midway_leaves_the_old_file_alone(
     assert [entry.name for entry in tmp_path.iterdir()] == ['net.pth']
 
 
+@pytest.mark.injects('fault', 'disks that are full or fail')
+@pytest.mark.injects('fault', 'disks that are full or fail')
 def test_a_first_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(content: Any, file: Any) -> None:
         file.write(b'half')
@@ -72,6 +75,7 @@ def test_the_unfinished_file_never_looks_like_a_checkpoint(tmp_path: Path, monke
     assert globbed == [[], ['net.pth']]
 
 
+@pytest.mark.injects('fault', 'disks that are full or fail')
 def test_a_folder_that_does_not_exist_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match='nowhere'):
         save_whole({}, tmp_path / 'nowhere/net.pth')

@@ -182,6 +182,7 @@ def test_auto_resume_takes_the_newest_state_of_the_experiment_not_of_the_working
         ('models/distill_4.pth', Path.touch),
     ],
 )
+@pytest.mark.injects('fault', 'checkpoints and states that are cut short')
 def test_auto_resume_passes_over_what_is_not_whole_and_names_it(
     experiment: Path, broken: str, damage: Callable[[Path], None]
 ) -> None:
@@ -205,6 +206,7 @@ class Payload:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_state_that_holds_code_is_refused_without_running_it(experiment: Path, tmp_path: Path) -> None:
     save_checkpoint(experiment, 2)
     path = save_checkpoint(experiment, 4)
@@ -420,6 +422,7 @@ def launched(option_file: Path, monkeypatch: pytest.MonkeyPatch, text: str, *fla
     basicsr.train.parse_options(str(option_file.parent))
 
 
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_a_file_without_sections_that_basicsr_needs_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -432,6 +435,7 @@ def test_a_file_without_sections_that_basicsr_needs_is_refused_by_name(
         launched(tmp_path / 'option.yml', monkeypatch, 'teachers: {}\n', '--force_yml', 'trian:total_iter=3')
 
 
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_code_in_an_option_file_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = f'teachers: !!python/object/apply:os.mkdir [{tmp_path}/made]\n'
     with pytest.raises(ValueError, match='tag'):

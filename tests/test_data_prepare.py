@@ -239,6 +239,7 @@ def test_dataset_json_tells_from_which_folder_each_image_came(two, tmp_path):
     assert {key: source['folder'] for key, source in record['sources'].items()} == {'img0': 0, 'img1': 1, 'img2': 0}
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_name_in_two_folders_is_refused_with_both_paths(two, tmp_path, capsys):
     write(two[1] / 'img0.jpg', noise(48, 48))
     before = set(tmp_path.iterdir())
@@ -250,6 +251,7 @@ def test_a_name_in_two_folders_is_refused_with_both_paths(two, tmp_path, capsys)
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_folder_named_twice_or_one_with_out_in_it_is_refused(two, tmp_path, capsys):
     assert run_on([two[0], two[1], tmp_path / 'second/../first'], tmp_path / 'out') == 2
     assert 'the folder is named twice' in capsys.readouterr().err
@@ -312,6 +314,7 @@ def test_an_image_that_is_left_out_need_not_fill_a_sub_image_nor_the_scales(hr, 
     assert {key.partition('_')[0] for key in stored(tmp_path / 'out')['GT.lmdb']} == {'img0', 'img1'}
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_smallest_side_that_leaves_nothing_is_refused(hr, tmp_path, capsys):
     assert_refused(hr, tmp_path / 'out', capsys, 'every image is below min-side 49', '--min-side', '49')
     assert_refused(hr, tmp_path / 'out', capsys, 'min-side must not be negative', '--min-side', '-4')
@@ -354,21 +357,25 @@ def png(colour: int, channels: int, *extra: bytes) -> bytes:
     return b'\x89PNG\r\n\x1a\n' + header + b''.join(extra) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_text_file_is_refused_by_name(hr, tmp_path, capsys):
     (hr / 'notes.txt').write_text('notes')
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/notes.txt: not an image by its name')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_subfolder_is_refused_by_name(hr, tmp_path, capsys):
     (hr / 'more').mkdir()
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/more: a folder; expected only .png')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_text_file_named_png_is_refused_by_name(hr, tmp_path, capsys):
     (hr / 'fake.png').write_text('<html>not found</html>')
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/fake.png: not an image; expected the content of a PNG')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_an_empty_file_is_refused_by_name(hr, tmp_path, capsys):
     (hr / 'void.png').touch()
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/void.png: empty file')
@@ -376,6 +383,7 @@ def test_an_empty_file_is_refused_by_name(hr, tmp_path, capsys):
 
 @pytest.mark.parametrize('keep', [0.02, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize('extension', ['png', 'jpg', 'bmp'])
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_truncated_image_is_refused_by_name(hr, tmp_path, capsys, extension, keep):
     path = write(hr / f'short.{extension}', cv2.resize(noise(8, 8), (90, 90)))
     data = path.read_bytes()
@@ -383,6 +391,7 @@ def test_a_truncated_image_is_refused_by_name(hr, tmp_path, capsys, extension, k
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: truncated image, its end is missing')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_jpeg_cut_after_its_thumbnail_is_refused_by_name(hr, tmp_path, capsys):
     path = write(hr / 'camera.jpg', noise(80, 80))
     data, thumbnail = path.read_bytes(), cv2.imencode('.jpg', noise(16, 16))[1].tobytes()
@@ -393,6 +402,7 @@ def test_a_jpeg_cut_after_its_thumbnail_is_refused_by_name(hr, tmp_path, capsys)
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: truncated image')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_png_with_a_flipped_bit_is_refused_by_name(hr, tmp_path, capsys):
     data = bytearray((hr / 'img1.png').read_bytes())
     data[len(data) // 2] ^= 4
@@ -400,12 +410,14 @@ def test_a_png_with_a_flipped_bit_is_refused_by_name(hr, tmp_path, capsys):
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/img1.png: damaged image (a PNG checksum does not match)')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_16_bit_image_is_refused_by_name(hr, tmp_path, capsys):
     path = write(hr / 'deep.png', noise(40, 40).astype(np.uint16) * 257)
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: 16-bit image, expected 8 bits per channel')
 
 
 @pytest.mark.parametrize('extension', ['png', 'jpg'])
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_grey_image_is_refused_by_name(hr, tmp_path, capsys, extension):
     path = write(hr / f'grey.{extension}', noise(40, 40)[..., 0])
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: grey image, expected 3 channels')
@@ -416,6 +428,7 @@ def test_a_grey_image_is_refused_by_name(hr, tmp_path, capsys, extension):
     [png(6, 4), png(4, 2), png(3, 1, chunk(b'PLTE', bytes(range(24)) * 8), chunk(b'tRNS', b'\x80'))],
     ids=['rgb', 'grey', 'palette'],
 )
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_an_image_with_alpha_is_refused_by_name(hr, tmp_path, capsys, data):
     (hr / 'glass.png').write_bytes(data)
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/glass.png: image with an alpha channel', '--grey', 'convert')
@@ -426,6 +439,7 @@ def test_a_palette_image_without_alpha_is_colour():
     np.testing.assert_array_equal(image[0], np.arange(24, dtype=np.uint8).reshape(8, 3)[:, ::-1])
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_further_dots_in_a_name_are_refused_with_the_remedy(hr, tmp_path, capsys):
     path = write(hr / 'a.b.png', noise(40, 40))
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: further dots in the name')
@@ -433,6 +447,7 @@ def test_further_dots_in_a_name_are_refused_with_the_remedy(hr, tmp_path, capsys
     assert 'rename it, for example to a_b.png' in capsys.readouterr().err
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_name_that_is_not_ascii_is_refused_by_name(hr, tmp_path, capsys):
     (hr / 'img1.png').rename(hr / 'bäbü.png')
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/bäbü.png: expected a name of at most 500 printable ASCII')
@@ -443,6 +458,7 @@ def test_two_files_with_one_key_are_both_named(hr, tmp_path, capsys):
     assert_refused(hr, tmp_path / 'out', capsys, f'{hr}/img1.jpg and img1.png: two files with the key')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_all_bad_files_are_named_at_once(hr, tmp_path, capsys):
     (hr / 'fake.png').write_text('text')
     path = write(hr / 'grey.png', noise(40, 40)[..., 0])
@@ -450,20 +466,24 @@ def test_all_bad_files_are_named_at_once(hr, tmp_path, capsys):
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: grey image')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_an_image_smaller_than_the_scales_need_is_refused_by_name(hr, tmp_path, capsys):
     path = write(hr / 'dot.png', noise(11, 30))
     assert_refused(hr, tmp_path / 'out', capsys, f'{path}: 11x30 is too small', '--scale', '3', '4')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_an_existing_out_is_refused(hr, tmp_path, capsys):
     (tmp_path / 'out').mkdir()
     assert_refused(hr, tmp_path / 'out', capsys, f'{tmp_path}/out: exists already')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_an_out_inside_the_hr_folder_is_refused(hr, capsys):
     assert_refused(hr, hr / 'out', capsys, 'lies inside the folder of the HR images')
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_missing_or_empty_hr_folder_is_refused(tmp_path, capsys):
     assert_refused(
         tmp_path / 'hr', tmp_path / 'out', capsys, f'{tmp_path}/hr: expected a folder of images, found nothing'
@@ -472,6 +492,7 @@ def test_a_missing_or_empty_hr_folder_is_refused(tmp_path, capsys):
     assert_refused(tmp_path / 'hr', tmp_path / 'out', capsys, f'{tmp_path}/hr: holds no images')
 
 
+@pytest.mark.injects('fault', 'disks that are full or fail')
 def test_a_disk_that_is_too_small_is_refused(hr, tmp_path, capsys, monkeypatch):
     usage = namedtuple('usage', 'free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(1000))
@@ -496,6 +517,7 @@ def test_a_disk_that_is_too_small_is_refused(hr, tmp_path, capsys, monkeypatch):
         (('--workers', '0'), 'workers must be at least 1, got 0'),
     ],
 )
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_settings_that_cannot_be_met_are_refused(hr, tmp_path, capsys, arguments, message):
     assert run(hr, tmp_path / 'out', *arguments) == 2
     assert message in capsys.readouterr().err
@@ -505,6 +527,7 @@ def test_settings_that_cannot_be_met_are_refused(hr, tmp_path, capsys, arguments
 # What a kill leaves behind
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_an_image_that_breaks_while_it_is_read_stops_the_run_by_name_and_out_does_not_appear(
     hr, tmp_path, capsys, monkeypatch
 ):
@@ -549,6 +572,7 @@ def test_an_unfinished_run_with_other_settings_or_sources_is_not_mixed_in(hr, tm
     assert (tmp_path / 'out.partial' / 'dataset.json').read_bytes() == before
 
 
+@pytest.mark.injects('bad input', 'photographs and arguments that make no data set')
 def test_a_partial_folder_of_unknown_origin_is_left_alone(hr, tmp_path, capsys):
     (tmp_path / 'out.partial').mkdir()
     (tmp_path / 'out.partial' / 'mine.txt').write_text('mine')
@@ -564,6 +588,7 @@ def test_two_runs_at_once_do_not_work_on_one_folder(hr, tmp_path, capsys):
     assert 'another run is at work in it' in capsys.readouterr().err
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_a_worker_that_dies_stops_the_run_instead_of_hanging_it():
     with pytest.raises(ChildProcessError, match='a worker died, perhaps for want of memory'):
         list(parallel.run_tasks(os._exit, [1, 1, 1], workers=2))
@@ -597,6 +622,7 @@ def running(group: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 @pytest.mark.skipif(not (SHARED / 'BSDS400').is_dir(), reason='the images of BSDS400 are not here')
+@pytest.mark.injects('kill', 'preparing data, killed midway and repeated')
 def test_a_run_killed_midway_and_repeated_gives_what_an_uninterrupted_run_gives(tmp_path):
     (tmp_path / 'hr').mkdir()
     for path in sorted((SHARED / 'BSDS400').glob('*.jpg'))[:100]:

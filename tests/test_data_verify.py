@@ -92,6 +92,7 @@ def test_the_published_test_sets_pass_as_folders_with_a_template(name, scale):
     assert verify.verify_pair_sets(gt, lq, scale, filename_tmpl=f'{{}}x{scale}') == []
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_one_wrong_level_in_one_lr_pixel_is_found(whole):
     wrong = lr_of(1)
     wrong[5, 6, 2] ^= 1
@@ -108,12 +109,14 @@ def test_an_lr_made_by_opencv_is_found(folders):
     assert [problem.split(': ')[1] for problem in check(folders)] == ['img0.png', 'img1.png', 'img2.png']
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_swapped_lr_images_are_found_by_several_workers(whole):
     put(whole / 'LRbicx4.lmdb', 'img1', encode_png(lr_of(2), 1))
     put(whole / 'LRbicx4.lmdb', 'img2', encode_png(lr_of(1), 1))
     assert len(check(whole, workers=2)) == 2
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_a_missing_value_is_found_by_its_key(whole):
     put(whole / 'LRbicx4.lmdb', 'img1', None)
     problems = '\n'.join(check(whole))
@@ -122,6 +125,7 @@ def test_a_missing_value_is_found_by_its_key(whole):
     assert 'LRbicx4.lmdb: holds 2 images, dataset.json says 3' in problems
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_a_value_without_its_line_in_meta_info_is_found(whole):
     meta = whole / 'GT.lmdb' / 'meta_info.txt'
     meta.write_text(meta.read_text().replace('img2.png (48,60,3) 1\n', ''))
@@ -129,6 +133,7 @@ def test_a_value_without_its_line_in_meta_info_is_found(whole):
     assert problem.endswith("GT.lmdb: 'img2' is in data.mdb, not in meta_info.txt")
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_a_line_of_meta_info_that_cannot_be_read_is_found(whole):
     meta = whole / 'GT.lmdb' / 'meta_info.txt'
     meta.write_text(meta.read_text() + 'img2.png (48,60,3) 1\nimg.3.png (1,1,3) 1\n')
@@ -137,6 +142,7 @@ def test_a_line_of_meta_info_that_cannot_be_read_is_found(whole):
     assert "expected `key.png (height,width,channels) level`, got 'img.3.png (1,1,3) 1'" in problems
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_a_missing_file_is_found_by_its_name(folders):
     (folders / 'LRbicx4' / 'img0.png').unlink()
     problems = check(folders)
@@ -145,6 +151,7 @@ def test_a_missing_file_is_found_by_its_name(folders):
     assert any("LRbicx4: 'img1.png' has no partner in" in problem for problem in check(folders))
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_an_lr_of_the_wrong_size_is_found(whole):
     put(whole / 'LRbicx4.lmdb', 'img1', encode_png(lr_of(1)[:-1], 1))
     problems = check(whole)
@@ -170,6 +177,7 @@ def test_a_folder_may_hold_gt_that_basicsr_crops_and_an_lmdb_may_not(folders, wh
         (encode_png(noise(12, 15).astype(np.uint16), 1), '16-bit image'),
     ],
 )
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_a_value_that_cannot_be_decoded_is_found(whole, value, message):
     put(whole / 'LRbicx4.lmdb', 'img1', value)
     [problem] = check(whole)
@@ -233,6 +241,7 @@ def test_an_unfinished_set_is_not_checked(whole, capsys):
     assert 'belongs to an unfinished run' in capsys.readouterr().err
 
 
+@pytest.mark.injects('fault', 'data sets with a missing, wrong, swapped or cut part')
 def test_a_truncated_data_mdb_is_refused_instead_of_killing_the_process(whole, capsys):
     data = whole / 'GT.lmdb' / 'data.mdb'
     os.truncate(data, data.stat().st_size // 2)

@@ -63,6 +63,7 @@ def test_two_processes_go_on_exactly_where_they_were(
         assert all(torch.equal(value, found[name][key]) for key, value in content.items()), name
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_a_process_that_dies_ends_the_job_with_its_reason(options: Options, project: Path, tmp_path: Path) -> None:
     options['train']['total_iter'] = 100000
     option_file = write_option(options, tmp_path / 'option.yml')

@@ -228,6 +228,7 @@ def test_sets_of_an_option_file_and_with_a_template(
         (['bicubic', '--set', 'VAL', '--device', 'gpu'], '--device gpu: unknown device'),
     ],
 )
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(
     arguments: list[str], message: str, network: Edsr, val: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +289,7 @@ def test_a_network_that_does_not_fit_in_memory_leaves_the_others_their_figures(
         (['net.pth'], ['a b=VAL', 'a_b=VAL'], "two test sets x4 are called 'a b' and 'a_b', one as a file name"),
     ],
 )
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_names_that_would_share_a_folder_of_images_are_refused(
     networks: list[str], sets: list[str], message: str, network: Edsr, val: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +347,7 @@ def test_networks_of_several_scales_meet_the_sets_of_theirs(network: Edsr, val: 
     assert [row['sets']['val']['crop_border'] for row in rows] == [2, 4, 2, 4]
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_a_network_without_a_set_of_its_scale_is_refused(
     network: Edsr, val: str, capsys: pytest.CaptureFixture[str], elsewhere: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_the_form_that_was_exported_is_named_and_is_what_the_graph_holds(exporte
 
 
 @needs_onnx
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_mambalite_is_refused_for_any_size_and_exported_for_one(tmp_path, photo):
     loaded = loaded_of(MAMBA, tmp_path)
     for name in ('onnx', 'torchscript'):
@@ -210,6 +211,7 @@ def test_half_the_bytes_come_with_the_difference_they_make(tmp_path, photo):
     assert expected > 0
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_weights_too_large_for_half_are_refused(tmp_path):
     loaded = loaded_of(NETWORKS['edsr_x4'], tmp_path)
     loaded.network.conv_first.weight[0, 0, 0, 0] = 1e6
@@ -238,6 +240,7 @@ def test_half_is_measured_on_test_sets_and_the_file_keeps_their_psnr(checkpoint,
     assert 'no evaluation of these weights was given' not in card
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_half_that_loses_too_much_is_refused_and_nothing_written(checkpoint, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stored, 'MOST_LOST', -100)  # even a network that gains would lose more
     arguments = [*checkpoint, '--format', 'safetensors', '--half', '--set', str(data / 'val')]
@@ -246,6 +249,7 @@ def test_half_that_loses_too_much_is_refused_and_nothing_written(checkpoint, dat
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_a_test_set_without_safetensors_is_refused(checkpoint, data, capsys):
     assert export([*checkpoint, '--format', 'torchscript', '--set', str(data / 'val')]) == 2
     assert 'add the format safetensors' in capsys.readouterr().err
@@ -287,6 +291,7 @@ def test_a_program_whose_numbers_are_no_numbers_is_refused(tmp_path):
         ({'formats': ['torchscript'], 'half': True}, 'add the format safetensors'),
     ],
 )
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_requests_that_make_no_sense_are_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         export_network(loaded_of(NETWORKS['edsr_x4'], tmp_path), **arguments)
@@ -327,6 +332,7 @@ def test_the_command_writes_the_files_and_a_card_with_their_hashes(checkpoint, t
     assert 'differs from PyTorch by 0' in capsys.readouterr().out
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_nothing_is_overwritten_unless_asked(checkpoint, tmp_path, capsys):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/student.md').write_text('mine')
@@ -347,6 +353,7 @@ def test_when_one_format_fails_nothing_is_written(tmp_path, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_a_missing_checkpoint_is_named(tmp_path, capsys):
     assert export([str(tmp_path / 'none.pth'), '--out', str(tmp_path / 'out')]) == 2
     assert 'none.pth' in capsys.readouterr().err
@@ -410,6 +417,7 @@ def test_the_card_has_the_figures_measured_with_these_very_weights(checkpoint, t
 
 
 @pytest.mark.parametrize('content', ['{', '[]', '{"networks": [{}]}'])
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_results_that_are_none_are_refused_before_anything_is_written(checkpoint, tmp_path, capsys, content):
     (tmp_path / 'results.json').write_text(content)
     assert export([*checkpoint, '--results', str(tmp_path / 'results.json')]) == 2

@@ -165,6 +165,7 @@ def test_a_graph_of_one_size_serves_images_of_any_size_in_tiles(weights, network
 
 
 @needs_onnx
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_files_that_are_no_graphs_and_other_precisions_are_refused(weights, chelsea, tmp_path, capsys):
     (tmp_path / 'net.onnx').write_bytes(b'no graph')
     cv2.imwrite(str(tmp_path / 'photo.png'), chelsea)
@@ -179,6 +180,7 @@ def test_files_that_are_no_graphs_and_other_precisions_are_refused(weights, chel
 # Folders and failures
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_images_that_cannot_be_read_are_named_and_the_rest_is_done(weights, chelsea, tmp_path, capsys):
     folder = tmp_path / 'photos'
     folder.mkdir()
@@ -213,6 +215,7 @@ def test_values_that_are_no_numbers_are_never_written():
         encode_any(image)
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_nothing_is_overwritten_unless_asked(weights, chelsea, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / 'photo.png'), chelsea)
     (tmp_path / 'up').mkdir()
@@ -237,6 +240,7 @@ def test_an_input_is_never_overwritten(weights, chelsea, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['photo.png', 'photo_x2.png']
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_two_images_of_one_name_are_refused(weights, chelsea, tmp_path, capsys):
     for name in ('photo.png', 'photo.jpg'):
         cv2.imwrite(str(tmp_path / name), chelsea)
@@ -263,6 +267,7 @@ def test_several_networks_write_to_folders_of_their_names(weights, chelsea, tmp_
         (['--device', 'abacus'], 'unknown device'),
     ],
 )
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_arguments_that_cannot_be_are_refused(weights, tmp_path, capsys, change, message):
     (tmp_path / 'empty').mkdir()
     assert infer([*weights, '--input', str(tmp_path / 'empty'), '--out', str(tmp_path / 'up'), *change]) == 2
@@ -270,6 +275,7 @@ def test_arguments_that_cannot_be_are_refused(weights, tmp_path, capsys, change,
     assert not (tmp_path / 'up').exists()
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
 def test_a_folder_without_images_is_refused(weights, tmp_path, capsys):
     assert infer([*weights, '--input', str(tmp_path), '--out', str(tmp_path / 'up')]) == 2
     assert 'holds no images' in capsys.readouterr().err

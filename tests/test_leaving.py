@@ -42,6 +42,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize('name', SIGNALS)
+@pytest.mark.injects('fault', 'signals that ask a training to leave')
 def test_a_signal_saves_the_iteration_at_hand_and_the_run_goes_on_from_there(
     options: Options, train: Run, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_signal_saves_the_iteration_at_hand_and_the_run_goes_on_from_there(
     assert handlers() == before
 
 
+@pytest.mark.injects('fault', 'signals that ask a training to leave')
 def test_a_second_signal_does_what_it_did_before() -> None:
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
     owner = type('Owner', (), {})()
@@ -95,6 +97,7 @@ def test_signals_do_again_what_they_did_when_the_model_is_gone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.injects('fault', 'signals that ask a training to leave')
 def test_a_job_whose_processes_all_get_the_signal_is_saved_too(options: Options, tmp_path: Path) -> None:
     options['train']['total_iter'] = 100000
     options['datasets']['train']['num_worker_per_gpu'] = 2

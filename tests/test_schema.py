@@ -339,6 +339,7 @@ def _paths(options: Any, path: str = '') -> Iterator[str]:
             yield from _paths(value, f'{path}{key}.')
 
 
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_options_that_refer_to_themselves_are_refused(shipped: Options) -> None:
     endless: Options = {}
     endless['train'] = endless
@@ -389,11 +390,13 @@ def test_lines_are_those_of_the_keys() -> None:
         ('a: ' + '[' * 60 + ']' * 60, 'nested deeper than 40 levels'),
     ],
 )
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_what_is_wrong_with_the_text_has_its_line(text: str, message: str) -> None:
     found = parsed(text).problems
     assert message in str(found[0])
 
 
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_aliases_that_multiply_are_refused_in_time() -> None:
     lines = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]']
     lines += [f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 10)}]' for n in range(1, 12)]
@@ -412,11 +415,13 @@ def test_aliases_that_multiply_are_refused_in_time() -> None:
         ('a: ' + '[' * 5000, r'^x\.yml: cannot be read as YAML: it is nested too deeply'),
     ],
 )
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_what_is_no_yaml_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parsed(text)
 
 
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_what_is_no_text_or_too_large_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'x.yml').write_bytes(b'\xff\xfe\x00a')
     with pytest.raises(ValueError, match=r'x\.yml: cannot be read as text in UTF-8'):
@@ -440,6 +445,7 @@ ATTACKS = (
 
 
 @pytest.mark.parametrize('attack', ATTACKS)
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_no_tag_runs_code(attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / 'owned'
     (tmp_path / 'attack.py').write_text(f'open({str(mark)!r}, "w")\nclass Run:\n  pass\nrun = 1\n')
@@ -475,6 +481,7 @@ def test_a_forced_value_is_what_basicsr_makes_of_it(text: str, value: Any) -> No
     assert _postprocess_yml_value(text) == value
 
 
+@pytest.mark.injects('bad input', 'option files that are no options, or hold code')
 def test_a_forced_list_runs_no_code(tmp_path: Path) -> None:
     mark = tmp_path / 'owned'
     with pytest.raises(ValueError, match='is no list'):

@@ -341,6 +341,7 @@ def srvgg(**changes: Any) -> Options:
     return {'params': build_arch({**ITS_OWN['srvgg'], **changes}).state_dict()}
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_another_scale_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, srvgg(upscale=2))
     message = refusal(ValueError, lambda: ensemble_of(path, 4))
@@ -350,12 +351,14 @@ def test_another_scale_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('channels', [1, 4])
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_grey_images_and_images_with_alpha_are_refused(channels: int, tmp_path: Path) -> None:
     path = saved(tmp_path, srvgg(num_in_ch=channels, num_out_ch=channels))
     message = refusal(ValueError, lambda: ensemble_of(path))
     assert f'turns {channels} channels into {channels}: expected RGB, 3 into 3' in message
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_denoiser_is_refused(tmp_path: Path) -> None:
     from spandrel.architectures.DnCNN import DnCNN
 
@@ -365,6 +368,7 @@ def test_a_denoiser_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('purpose', ['FaceSR', 'Inpainting'])
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_face_and_inpainting_networks_are_refused(purpose: str, random_files: Callable) -> None:
     descriptor = ModelLoader('cpu').load_from_state_dict(random_files('Compact')[0].state_dict())
     descriptor._purpose = purpose
@@ -375,6 +379,7 @@ def test_face_and_inpainting_networks_are_refused(purpose: str, random_files: Ca
 @pytest.mark.parametrize(
     ('family', 'reason'), [('AuraSR', 'draws noise'), ('IPT', 'no batch'), ('SeemoRe', 'no batch')]
 )
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_family_that_cannot_teach_is_refused(family: str, reason: str, random_files: Callable) -> None:
     from spandrel import MAIN_REGISTRY
 
@@ -384,6 +389,7 @@ def test_a_family_that_cannot_teach_is_refused(family: str, reason: str, random_
     assert reason in refusal(ValueError, lambda: check_use(descriptor, 4, 'net.pth'))
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_weights_that_fit_a_known_family_in_part_are_refused(random_files: Callable, tmp_path: Path) -> None:
     weights = dict(random_files('SwinIR')[0].state_dict())
     del weights['conv_after_body.bias']
@@ -392,6 +398,7 @@ def test_weights_that_fit_a_known_family_in_part_are_refused(random_files: Calla
     assert 'conv_after_body.bias' in message
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_missing_and_a_truncated_file_are_named(random_files: Callable, tmp_path: Path) -> None:
     message = refusal(FileNotFoundError, lambda: ensemble_of(tmp_path / 'nowhere.pth'))
     assert message == f'teachers.foreign.path: no such weights file: {tmp_path / "nowhere.pth"}'
@@ -401,6 +408,7 @@ def test_a_missing_and_a_truncated_file_are_named(random_files: Callable, tmp_pa
     assert 'cut.pth cannot be read as tensors alone (damaged' in message
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_options_that_mean_nothing_are_refused(random_files: Callable) -> None:
     path = random_files('Compact')[1]
     for strict in (True, False):
@@ -429,6 +437,7 @@ class Payload:
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.ckpt', '.bin'])
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path, suffix: str) -> None:
     trace = tmp_path / 'the_code_ran'
     path = saved(tmp_path, {**srvgg(), 'extra': Payload(trace)}, f'net{suffix}')
@@ -448,6 +457,7 @@ def test_spandrel_itself_never_opens_a_file(random_files: Callable, monkeypatch:
 
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*:FutureWarning', 'ignore:.*torch.jit.*:DeprecationWarning')
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_scripted_network_holds_code_and_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3))), tmp_path / 'net.pt')
     assert 'net.pt cannot be read as tensors alone' in refusal(ValueError, lambda: ensemble_of(tmp_path / 'net.pt'))

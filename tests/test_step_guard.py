@@ -89,6 +89,7 @@ def messages() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize('changes', [{}, {'amp': 'fp16'}, {'clip_grad_norm': 0.1}, {'accumulate': 2}, 'fused'])
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.injects('fault', 'losses and gradients that are not finite')
 def test_a_step_that_is_not_finite_leaves_no_trace(options: Options, changes: Any, value: float) -> None:
     options['train']['distill']['hint'] = HINT
     if changes == 'fused':
@@ -163,6 +164,7 @@ def test_the_average_of_a_gpu_is_that_of_a_cpu() -> None:
 # fp16
 
 
+@pytest.mark.injects('fault', 'losses and gradients that are not finite')
 def test_an_overflow_of_the_scale_is_no_fault_until_the_scale_is_one(options: Options) -> None:
     options['train'] |= {'amp': 'fp16', 'max_nonfinite': 1}
     options['train']['pixel_opt']['loss_weight'] = 1e38
@@ -180,6 +182,7 @@ def test_an_overflow_of_the_scale_is_no_fault_until_the_scale_is_one(options: Op
     assert_equal(everything(model), before)
 
 
+@pytest.mark.injects('fault', 'losses and gradients that are not finite')
 def test_a_bad_loss_leaves_the_scale_as_it_is(options: Options) -> None:
     options['train']['amp'] = 'fp16'
     model = made(options)
@@ -213,6 +216,7 @@ def log_of(experiment: Path) -> str:
     return next(experiment.glob('train_*.log')).read_text()
 
 
+@pytest.mark.injects('fault', 'losses and gradients that are not finite')
 def test_a_run_goes_on_over_a_bad_image_counts_and_names_it(
     options: Options, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +237,7 @@ def test_a_run_goes_on_over_a_bad_image_counts_and_names_it(
 
 
 @pytest.mark.parametrize(('limit', 'last'), [(2, 3), (0, 1)])
+@pytest.mark.injects('fault', 'losses and gradients that are not finite')
 def test_a_run_of_bad_steps_ends_with_iteration_term_and_images(
     options: Options, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: int, last: int
 ) -> None:
@@ -267,6 +272,7 @@ def test_a_good_step_ends_a_row(options: Options, messages: list[str]) -> None:
         step(model, 6, bad_batch())
 
 
+@pytest.mark.injects('fault', 'losses and gradients that are not finite')
 def test_a_bad_gradient_of_a_finite_loss_is_named(options: Options, messages: list[str]) -> None:
     model = made(scratch(options))
     losses = model.compute_losses
@@ -480,6 +486,7 @@ def _run_share(rank: int, world: int, option_file: str, results: str, port: int)
 
 
 @pytest.mark.slow
+@pytest.mark.injects('fault', 'losses and gradients that are not finite')
 def test_processes_agree_on_a_step_that_one_of_them_cannot_take_and_add_up_their_parts(
     options: Options, tmp_path: Path, free_port: int
 ) -> None:

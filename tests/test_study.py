@@ -184,6 +184,7 @@ def test_what_needs_a_repeated_network_is_repeated_too(
     assert (out / 'caches/plain').is_dir()
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_what_needs_a_network_that_failed_is_left_out_and_the_rest_is_run(
     grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +201,7 @@ def test_what_needs_a_network_that_failed_is_left_out_and_the_rest_is_run(
     assert [each['method'] for each in study['results']] == ['scratch', 'kd']
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_a_failed_run_keeps_no_other_from_its_figures(
     grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +250,7 @@ def test_data_that_are_missing_are_made_by_the_command_of_the_grid(
     assert f'exit code 3, expected it to make {folder}' in capsys.readouterr().err
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_a_process_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match=r'(?s)exit code 1.*ValueError: no such luck'):
         call("raise ValueError('no such luck')", [], tmp_path / 'logs/a.log', 0, 1)
@@ -267,6 +270,7 @@ def test_tasks_share_slots_and_fail_alone() -> None:
     assert next(steps, None) is None
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_a_full_disk_is_no_failure_of_one_run() -> None:
     def full(slot: int) -> None:
         raise OSError(28, 'No space left on device')

@@ -205,6 +205,7 @@ def test_quantisation_covers_its_range_and_is_its_own_inverse():
     np.testing.assert_array_equal(to_uint16(beyond), [[[0, 16384, 65535]]])  # 0 is the middle of two levels: to even
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_values_that_are_not_finite_are_refused_and_the_image_is_named(options, teacher_files, tmp_path, capsys):
     with pytest.raises(ValueError, match='1 of 12 values are infinite or not a number'):
         to_uint16(torch.tensor([float('nan')] + [0.0] * 11).view(3, 2, 2))
@@ -270,6 +271,7 @@ def test_help_of_the_launcher_shows_an_example():
 # Stopping, going on, sharing
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_a_cache_that_is_complete_is_left_alone_and_another_is_refused(options, cache, tmp_path, capsys):
     before = bytes_of(cache())
     capsys.readouterr()
@@ -280,6 +282,7 @@ def test_a_cache_that_is_complete_is_left_alone_and_another_is_refused(options, 
     assert bytes_of(tmp_path / 'cache') == before
 
 
+@pytest.mark.injects('kill', 'caching teachers, killed midway and repeated')
 def test_an_unfinished_cache_goes_on_where_it_stopped(options, cache, tmp_path, monkeypatch, capsys):
     whole, run_networks, made = bytes_of(cache(out='whole')), TeacherRunner.run, []
 
@@ -314,6 +317,7 @@ def test_an_unfinished_cache_of_other_weights_shows_both_fingerprints(options, t
     assert 'repeat it as it was, or delete the folder' in error
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_a_partial_folder_of_unknown_origin_is_left_alone(options, tmp_path, capsys):
     (tmp_path / 'cache.partial').mkdir()
     (tmp_path / 'cache.partial/mine.txt').write_text('mine')
@@ -366,6 +370,7 @@ def one_thread():
 
 
 @pytest.mark.slow
+@pytest.mark.injects('kill', 'caching teachers, killed midway and repeated')
 def test_a_run_killed_midway_and_repeated_gives_what_an_uninterrupted_run_gives(options, tmp_path, cache, one_thread):
     arguments = ['--stores', 'all', '--precision', 'fp32']
     whole = bytes_of(cache(*arguments, out='whole'))
@@ -410,6 +415,7 @@ def test_two_processes_make_what_one_makes_and_go_on_with_its_work(options, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_a_process_that_fails_stops_the_other_and_one_process_finishes_what_both_made(
     options, tmp_path, cache, free_port, one_thread
 ):
@@ -456,6 +462,7 @@ def test_shards_are_merged_and_removed_and_nothing_is_made_twice(tmp_path, form)
     assert read_clipped(tmp_path) == {key: ord(key) for key in 'abcd'}
 
 
+@pytest.mark.injects('kill', 'caching teachers, killed midway and repeated')
 def test_a_line_of_the_clipped_counts_that_a_kill_cut_short_does_no_harm(tmp_path):
     with CacheShard(tmp_path, ['target'], 'disk') as shard:
         shard.add('one', {'target': b''}, 7)
@@ -469,6 +476,7 @@ def test_a_line_of_the_clipped_counts_that_a_kill_cut_short_does_no_harm(tmp_pat
 # What is refused before anything is written
 
 
+@pytest.mark.injects('fault', 'disks that are full or fail')
 def test_a_disk_that_is_too_small_is_refused(options, tmp_path, capsys, monkeypatch):
     usage = namedtuple('usage', 'free')
     # four images of 144 x 192 x 3 values of 16 bits
@@ -491,6 +499,7 @@ def test_the_room_that_is_asked_for_is_what_the_cache_takes(cache):
             assert needed < taken < 1.1 * needed
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_lq_data_that_is_missing_empty_or_without_partners_is_refused(options, tmp_path, capsys, data):
     train = options['datasets']['train']
     train['dataroot_lq'] = str(tmp_path / 'none.lmdb')
@@ -518,6 +527,7 @@ def with_one(path: Path, key: str, value: bytes) -> None:
     writer.finish([MetaEntry(key, 36, 48, 3, 1)])
 
 
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
 def test_an_lq_image_that_cannot_be_decoded_is_named(options, tmp_path, capsys):
     with_one(tmp_path / 'lq.lmdb', 'bad', b'\x89PNG\r\n\x1a\n and no more')
     train = options['datasets']['train']
@@ -557,6 +567,7 @@ def test_the_option_file_it_was_made_with_fits(options, cache):
     TeacherCache(root).check_teachers(options)
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_other_weights_are_refused_with_both_fingerprints(options, cache, tmp_path):
     cached = TeacherCache(cache())
     made = cached.description['teachers']['swinir']['weights']
@@ -602,6 +613,7 @@ def test_other_weights_of_a_teacher_that_is_not_involved_do_not_matter(options, 
         ),
     ],
 )
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_other_teachers_are_refused_with_both_values(options, cache, change, message):
     cached = TeacherCache(cache())
     change(options)
@@ -616,6 +628,7 @@ def test_weights_that_are_gone_by_now_are_a_warning(options, cache):
         cached.check_teachers(options)
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_another_data_set_is_refused_with_both_fingerprints(options, cache):
     cached = TeacherCache(cache())
     with LmdbReader(Path(options['datasets']['train']['dataroot_lq'])) as reader:
@@ -627,6 +640,7 @@ def test_another_data_set_is_refused_with_both_fingerprints(options, cache):
         cached.check_lq(now)
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_eight_bit_images_from_elsewhere_are_no_cache(cache, data):
     root = cache()
     shutil.rmtree(root / 'target.lmdb')

@@ -180,6 +180,7 @@ def test_a_run_from_the_cache_goes_on_where_it_stopped(options: Options, tmp_pat
     assert (train(from_cache, '--auto_resume') / 'models/net_g_6.pth').is_file()
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_a_cache_of_other_weights_is_refused_before_anything_is_written(
     options: Options, tmp_path: Path, train: Train
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_cache_of_other_weights_is_refused_before_anything_is_written(
     assert not (tmp_path / 'experiments').exists()
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_a_store_that_another_cache_made_is_refused(options: Options, tmp_path: Path, train: Train) -> None:
     (tmp_path / 'other').mkdir()
     cached(options, tmp_path / 'other', '--self-ensemble')
@@ -246,6 +248,7 @@ def test_stage_one_does_not_silently_run_teachers_that_the_cache_lacks(
         train(cached(options, tmp_path, '--stores', 'edsr'))
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_an_lmdb_that_two_kinds_of_dataset_would_open_is_refused_before_the_first_validation(
     options: Options, tmp_path: Path, train: Train
 ) -> None:
@@ -284,6 +287,7 @@ def test_teachers_that_only_started_the_student_are_let_go(options: Options, tmp
     assert made(cached(options, tmp_path)).teachers is None
 
 
+@pytest.mark.injects('bad input', 'teacher caches of other teachers, weights or data')
 def test_a_cache_is_refused_by_a_dataset_that_would_not_read_it(options: Options, tmp_path: Path, train: Train) -> None:
     from_cache = cached(options, tmp_path, type='PairedImageDataset')
     with pytest.raises(ValueError, match='dataroot_cache is read by CachedTeacherDataset alone; type is Paired'):

@@ -66,6 +66,7 @@ def test_files_of_torch_before_1_6_are_read(tmp_path: Path) -> None:
     assert_same(read_weights(path), state(1.0))
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_an_unknown_param_key_lists_the_keys_there_are(tmp_path: Path) -> None:
     path = saved(tmp_path, {'params': state(1.0), 'params_ema': state(2.0)})
     with pytest.raises(ValueError, match=r"no param_key 'weights'; its top-level keys: params, params_ema$") as caught:
@@ -84,6 +85,7 @@ class Payload:
 
 
 @pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path, zipped: bool) -> None:
     trace = tmp_path / 'the_code_ran'
     content = {'params': state(1.0), 'extra': Payload(trace)}
@@ -99,6 +101,7 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: P
 
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('fraction', [0.0, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.injects('fault', 'checkpoints and states that are cut short')
 def test_a_truncated_file_is_named(tmp_path: Path, zipped: bool, fraction: float) -> None:
     path = saved(tmp_path, {'params': state(1.0)}, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
@@ -107,6 +110,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, zipped: bool, fraction: float
         read_weights(path)
 
 
+@pytest.mark.injects('fault', 'checkpoints and states that are cut short')
 def test_a_truncated_safetensors_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / 'net.safetensors'
     save_file(state(1.0), path)
@@ -116,12 +120,14 @@ def test_a_truncated_safetensors_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('content', [b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', b'<!DOCTYPE html>'])
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_download_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / 'net.pth').write_bytes(content)
     with pytest.raises(ValueError, match=r'net\.pth cannot be read'):
         read_weights(tmp_path / 'net.pth')
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / 'nowhere.pth', tmp_path):
         with pytest.raises(FileNotFoundError, match=f'no such weights file: {path}'):
@@ -138,6 +144,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         ({}, 'holds no state dict'),
     ],
 )
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_weights(saved(tmp_path, content))
@@ -267,6 +274,7 @@ def test_loading_strictly_copies_every_weight() -> None:
     assert_same(dict(network.state_dict()), dict(source.state_dict()))
 
 
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_loading_strictly_names_missing_and_unknown_weights() -> None:
     network = build_arch(small_network('edsr'))
     weights = dict(network.state_dict())
@@ -290,6 +298,7 @@ def test_loading_without_strict_takes_what_fits_and_leaves_the_rest() -> None:
 
 
 @pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_another_shape_is_refused_strict_or_not_and_nothing_is_loaded(strict: bool) -> None:
     network = build_arch(small_network('edsr'))
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -301,6 +310,7 @@ def test_another_shape_is_refused_strict_or_not_and_nothing_is_loaded(strict: bo
 
 
 @pytest.mark.parametrize('name', ['edsr', 'rcan', 'swinir'])
+@pytest.mark.injects('bad input', 'weight files that are none, hold code or do not fit')
 def test_a_file_of_which_nothing_fits_is_refused_without_strict_too(name: str) -> None:
     network = build_arch(small_network(name))
     with pytest.raises(ValueError, match='1 unknown to the network: foreign'):

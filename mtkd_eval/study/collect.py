@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 from mtkd_data.whole_files import write_atomically
@@ -31,10 +30,10 @@ def clock_plan(study: Study, planned: Sequence[Run], keep: bool) -> dict[tuple[s
 
 
 def pace_of(study: Study, planned: Sequence[Run], student: str, method: str) -> float | None:
-    """Seconds of a step, the median over the seeds; None until all of them are done."""
+    """Seconds of a step of the fastest seed; None until all of them are done."""
     results = [study.result_of(run) for run in planned if (run.student, run.method) == (student, method)]
     times = [result['step_seconds'] if result else None for result in results]
-    return median(times) if times and None not in times else None
+    return min(times) if times and None not in times else None
 
 
 def as_study(study: Study, planned: Sequence[Run], timed: Sequence[Run]) -> dict[str, Any]:
