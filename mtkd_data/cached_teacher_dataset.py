@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from os.path import basename, splitext
 from typing import ClassVar
 
 import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
@@ -11,7 +11,6 @@ import mtkd  # noqa: F401  mends the upstream faults before BasicSR is imported
 from basicsr.utils.registry import DATASET_REGISTRY
 from tqdm import tqdm
 
-from mtkd_data.damage import check_encoded
 from mtkd_data.dataset_keys import CACHE_KEYS, Keys
 from mtkd_data.image_store import FileStore, ImageSource, LmdbStore, SharedReader
 from mtkd_data.lmdb_store import parse_meta
@@ -49,12 +48,18 @@ class CachedTeacherDataset(PairedCrops):
             raise ValueError("CachedTeacherDataset lacks the key 'dataroot_cache': the folder of a teacher cache")
         self.cache = SharingCache(root)
         self.cache.check_scale(self.scale)
-        keys = {Path(key).stem: number for number, key in enumerate(self.others['gt'].keys)}
+        keys = {splitext(basename(key))[0]: number for number, key in enumerate(self.others['gt'].keys)}
         if len(keys) < len(self):
             raise ValueError(f'{self.opt["dataroot_gt"]}: images that differ only by extension share one cached image')
         for name in self.cache.chosen(wanted):
             self.others[f'cached_{name}'] = _source(self.cache, name, list(keys), self.scale)
-        self.cache.check_lq(fingerprint(self.lq, list(keys)))
+        found = fingerprint(self.lq, list(keys))
+        try:
+            self.cache.check_lq(found)
+        except ValueError:
+            for number in range(len(keys)):  # are they other images, or is one of them damaged?
+                self.lq.check(number)
+            raise
 
 
 def _source(cache: TeacherCache, name: str, keys: list[str], scale: int) -> ImageSource:
@@ -92,8 +97,5 @@ def fingerprint(lq: ImageSource, keys: list[str]) -> str:
 
 
 def _values(lq: ImageSource, keys: list[str]) -> Iterator[tuple[str, memoryview]]:
-    numbers = tqdm(range(len(keys)), 'checking the LQ images', unit='image', disable=None, leave=False)
-    for number in numbers:
-        with lq.store.value(lq.keys[number]) as value:
-            check_encoded(value, lq.where(number))  # first, so that a damaged image is named
-            yield keys[number], value
+    shown = tqdm(keys, 'checking the LQ images', unit='image', disable=None, leave=False)
+    return zip(shown, lq.store.values(lq.keys), strict=True)

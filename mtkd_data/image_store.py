@@ -7,8 +7,8 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,15 +31,16 @@ class _Mapped(LmdbReader):
         super().__init__(path)
         self.process = os.getpid()
 
-    @contextmanager
-    def value(self, key: str) -> Iterator[memoryview]:
+    def values(self, keys: Iterable[str]) -> Iterator[memoryview]:
+        """The values of ``keys``, each valid until the next one is asked for."""
         with self._environment.begin(buffers=True) as transaction:
-            found = transaction.get(key.encode('ascii'))
-            if found is None:
-                raise MissingImage(
-                    f'{self.path}: no image {key!r}, though meta_info.txt may name it: copy the LMDB again'
-                )
-            yield found
+            for key in keys:
+                found = transaction.get(key.encode('ascii'))
+                if found is None:
+                    raise MissingImage(
+                        f'{self.path}: no image {key!r}, though meta_info.txt may name it: copy the LMDB again'
+                    )
+                yield found
 
     def close(self) -> None:
         self._environment.close()
@@ -69,13 +70,17 @@ class LmdbStore:
     path: Path
     _mapped: _Mapped | None = None
 
+    def values(self, keys: Iterable[str]) -> Iterator[memoryview]:
+        """The encoded images ``keys``, each valid until the next. Raises MissingImage where there is none."""
+        if self._mapped is None or self._mapped.process != os.getpid():
+            self._mapped = _open_lmdb(self.path)
+        yield from self._mapped.values(keys)
+
     @contextmanager
     def value(self, key: str) -> Iterator[memoryview]:
         """The encoded image ``key``, valid inside the context. Raises MissingImage where there is none."""
-        if self._mapped is None or self._mapped.process != os.getpid():
-            self._mapped = _open_lmdb(self.path)
-        with self._mapped.value(key) as value:
-            yield value
+        with closing(self.values([key])) as values:
+            yield next(values)
 
     def where(self, key: str) -> str:
         """What errors call an image."""
@@ -92,8 +97,8 @@ class SharedReader:
         self._mapped = _open_lmdb(path)
 
     def __getitem__(self, key: str) -> bytes:
-        with self._mapped.value(key) as value:
-            return bytes(value)
+        with closing(self._mapped.values([key])) as values:
+            return bytes(next(values))
 
     def __enter__(self) -> 'SharedReader':
         return self
@@ -105,6 +110,12 @@ class SharedReader:
 @dataclass(frozen=True)
 class FileStore:
     """Files, whose path is their key."""
+
+    def values(self, keys: Iterable[str]) -> Iterator[memoryview]:
+        """The files ``keys``, each valid until the next. Raises what ``value`` raises."""
+        for key in keys:
+            with self.value(key) as value:
+                yield value
 
     @contextmanager
     def value(self, key: str) -> Iterator[memoryview]:

@@ -4,6 +4,7 @@ Both writers can be killed at any time and opened again; `meta_info.txt`, withou
 comes last.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -41,15 +42,16 @@ def parse_meta_line(line: str) -> MetaEntry:
     return MetaEntry(match[1], *(int(group) for group in match.groups()[1:]))
 
 
-def parse_meta(text: str) -> list[MetaEntry]:
+@functools.lru_cache(maxsize=8)  # a data set asks for the same file several times as it opens
+def parse_meta(text: str) -> tuple[MetaEntry, ...]:
     """All lines of `meta_info.txt`, at once where they are as they should be; raises ValueError for one that is not."""
     found, lines = META_LINES.findall(text), text.splitlines()
     if len(found) != len(lines):  # a line of another form joins the next, or is left out
-        return [parse_meta_line(line) for line in lines]
-    return [
+        return tuple(parse_meta_line(line) for line in lines)
+    return tuple(
         MetaEntry(key, int(height), int(width), int(channels), int(level))
         for key, height, width, channels, level in found
-    ]
+    )
 
 
 class LmdbWriter:
