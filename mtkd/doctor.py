@@ -1,6 +1,5 @@
 """The environment, and the faults of other packages that ``mtkd.compat`` mends: present here, and mended?"""
 
-import ast
 import importlib.metadata
 import importlib.util
 import inspect
@@ -71,15 +70,14 @@ def _cuda() -> str:
 
 def mends() -> list[Mend]:
     """Every function that ``compat.apply`` calls, in its order."""
-    (apply,) = ast.parse(inspect.getsource(compat.apply)).body
-    names = [node.func.id for node in ast.walk(apply) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return [
-        Mend(name, _fault(name), *(_asked(question) for question in CHECKS.get(name, (None, None)))) for name in names
+        Mend(mend.__name__, _fault(mend), *map(_asked, CHECKS.get(mend.__name__, (None, None))))
+        for mend in compat.MENDS
     ]
 
 
-def _fault(name: str) -> str:
-    paragraph = ' '.join(inspect.cleandoc(getattr(compat, name).__doc__ or '').split('\n\n')[0].split())
+def _fault(mend: Callable[[], None]) -> str:
+    paragraph = ' '.join(inspect.cleandoc(mend.__doc__ or '').split('\n\n')[0].split())
     return paragraph.replace('``', '').split('. ')[0].rstrip('.')
 
 

@@ -9,6 +9,6 @@ trap 'rm -rf "$AUDIT"' EXIT
 "$VENV/bin/python" -m venv "$AUDIT" # of its own, so that it audits the environment without being part of it
 "$AUDIT/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit
 "$VENV/bin/python" -m pip freeze --exclude-editable > "$AUDIT/installed.txt"
-# no release of basicsr mends CVE-2024-27763; mtkd/compat.py does
+# no release of basicsr mends CVE-2024-27763; mtkd/compat does
 "$AUDIT/bin/pip-audit" --requirement "$AUDIT/installed.txt" --no-deps --disable-pip --strict \
     --ignore-vuln CVE-2024-27763 "$@"

@@ -1,5 +1,6 @@
 """The mends of BasicSR: each does what it says, only where it is needed, and no harm when applied again."""
 
+import importlib.util
 import random
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtkd import compat
+from mtkd.compat import loading, processes, starting
 
 FUNCTIONAL_TENSOR = 'torchvision.transforms.functional_tensor'
 
@@ -44,7 +46,7 @@ def test_functional_tensor_is_restored_where_it_is_missing(monkeypatch: pytest.M
 
     assert degradations.rgb_to_grayscale(torch.ones(3, 2, 2)).shape == (1, 2, 2)
     monkeypatch.delitem(sys.modules, FUNCTIONAL_TENSOR, raising=False)
-    monkeypatch.setattr(compat.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     compat.restore_functional_tensor()
     assert sys.modules[FUNCTIONAL_TENSOR].rgb_to_grayscale is functional.rgb_to_grayscale
 
@@ -55,7 +57,7 @@ def test_functional_tensor_is_left_alone_where_it_is_there(monkeypatch: pytest.M
     compat.restore_functional_tensor()
     assert sys.modules[FUNCTIONAL_TENSOR] is loaded
     monkeypatch.delitem(sys.modules, FUNCTIONAL_TENSOR)
-    monkeypatch.setattr(compat.importlib.util, 'find_spec', lambda name: 'a spec')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'a spec')
     compat.restore_functional_tensor()
     assert FUNCTIONAL_TENSOR not in sys.modules
 
@@ -154,11 +156,11 @@ def test_a_named_state_comes_back_on_the_cpu_with_its_network(experiment: Path) 
 
 
 def test_without_a_state_nothing_is_resumed(experiment: Path) -> None:
-    assert compat.load_resume_state(resume_options(experiment)) is None
-    assert compat.load_resume_state(resume_options(experiment, auto_resume=False)) is None
+    assert starting.load_resume_state(resume_options(experiment)) is None
+    assert starting.load_resume_state(resume_options(experiment, auto_resume=False)) is None
     gone = resume_options(experiment)
     gone['path']['training_states'] = str(experiment / 'nowhere')
-    assert compat.load_resume_state(gone) is None
+    assert starting.load_resume_state(gone) is None
 
 
 def test_auto_resume_takes_the_newest_state_of_the_experiment_not_of_the_working_directory(experiment: Path) -> None:
@@ -169,7 +171,7 @@ def test_auto_resume_takes_the_newest_state_of_the_experiment_not_of_the_working
     for iteration in (2, 10, 4):
         save_checkpoint(experiment, iteration)
     opt = resume_options(experiment)
-    assert compat.load_resume_state(opt)['iter'] == 10
+    assert starting.load_resume_state(opt)['iter'] == 10
     assert opt['path']['resume_state'] == str(experiment / 'training_states/10.state')
 
 
@@ -190,7 +192,7 @@ def test_auto_resume_passes_over_what_is_not_whole_and_names_it(
         save_checkpoint(experiment, iteration)
     damage(experiment / broken)
     with pytest.warns(UserWarning, match='is missing or cut short') as caught:
-        state = compat.load_resume_state(resume_options(experiment))
+        state = starting.load_resume_state(resume_options(experiment))
     assert state['iter'] == 2
     assert str(experiment / broken) in str(caught[0].message)
     assert str(experiment / 'training_states/4.state') in str(caught[0].message)
@@ -214,9 +216,9 @@ def test_a_state_that_holds_code_is_refused_without_running_it(experiment: Path,
     opt = resume_options(experiment, auto_resume=False)
     opt['path']['resume_state'] = str(path)
     with pytest.raises(ValueError, match=rf'path\.resume_state: {path} cannot be read as tensors alone'):
-        compat.load_resume_state(opt)
+        starting.load_resume_state(opt)
     with pytest.warns(UserWarning, match=r'4\.state'):
-        assert compat.load_resume_state(resume_options(experiment))['iter'] == 2
+        assert starting.load_resume_state(resume_options(experiment))['iter'] == 2
     assert not (tmp_path / 'ran').exists()
 
 
@@ -257,9 +259,9 @@ def test_models_of_others_are_neither_checked_nor_refused(options: dict[str, Any
     del options['val'], options['datasets']['val']
     experiment = train(options)
     assert (experiment / 'models/net_g_latest.pth').is_file()
-    compat._check({'model_type': 'UnknownToUs'})  # BasicSR itself says that it does not know the name
+    starting._check({'model_type': 'UnknownToUs'})  # BasicSR itself says that it does not know the name
     with pytest.raises(ValueError, match="did you mean 'SRModel'"):
-        compat._check({'model_type': 'SRModell', 'plugin': '0.1.0'})
+        starting._check({'model_type': 'SRModell', 'plugin': '0.1.0'})
 
 
 ONE_PROCESS_GROUP = """
@@ -282,7 +284,7 @@ def test_without_cuda_the_processes_are_joined_by_gloo(tmp_path: Path) -> None:
 def test_with_cuda_or_slurm_upstream_joins_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert basicsr.utils.options.init_dist is basicsr.utils.dist_util.init_dist
     calls = []
-    init_dist = compat._init_dist_anywhere(lambda *arguments, **options: calls.append((arguments, options)))
+    init_dist = processes._init_dist_anywhere(lambda *arguments, **options: calls.append((arguments, options)))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     init_dist('pytorch', timeout=5)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -318,7 +320,7 @@ def test_a_network_of_one_process_is_left_to_upstream() -> None:
 
 def test_a_distributed_network_on_a_gpu_is_left_to_upstream() -> None:
     model = types.SimpleNamespace(opt={'dist': True}, device=torch.device('cuda'))
-    model_to_device = compat._model_to_any_device(lambda self, net: (self, net))
+    model_to_device = processes._model_to_any_device(lambda self, net: (self, net))
     assert model_to_device(model, 'network') == (model, 'network')
 
 
@@ -351,7 +353,7 @@ def test_ranks_of_one_torch_seed_draw_differently() -> None:
     torch.manual_seed(0)
     draws = set()
     for rank in (0, 1):
-        compat.worker_init_fn(0, num_workers=2, rank=rank, seed=3)
+        loading.worker_init_fn(0, num_workers=2, rank=rank, seed=3)
         draws |= {np.random.rand(), random.random()}  # noqa: NPY002
     assert len(draws) == 4
 
@@ -373,7 +375,7 @@ def test_a_script_that_is_the_trainer_is_mended(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, '__main__', script)
     compat.apply()
     compat.apply()
-    assert script.load_resume_state is compat.load_resume_state
+    assert script.load_resume_state is starting.load_resume_state
     script.make_exp_dirs({'is_train': True})
     assert calls == [{'is_train': True}]
 

@@ -1,6 +1,5 @@
 """``python -m mtkd doctor``: what is installed, and every upstream fault with whether it is here and mended."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, script_environment
+from conftest import script_environment
 
-from mtkd import doctor
+from mtkd import compat, doctor
 from mtkd.__main__ import main
 
 
 def mends_of_compat() -> list[str]:
-    compat = ast.parse((REPO / 'mtkd/compat.py').read_text())
-    (apply,) = (node for node in compat.body if isinstance(node, ast.FunctionDef) and node.name == 'apply')
-    return [node.func.id for node in ast.walk(apply) if isinstance(node, ast.Call)]
+    return [mend.__name__ for mend in compat.MENDS]
 
 
 def test_every_mend_is_reported_with_its_fault_in_a_line() -> None:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mtkd import compat
+from mtkd.compat import starting
 from mtkd_arch.tensor_file import CHECKSUM, read_tensor_file
 from mtkd_arch.weights import load_weights, read_metadata, read_weights
 from mtkd_eval import evaluate, export, infer
@@ -161,7 +161,7 @@ def doors(
         return door
 
     def resumed(path: Path) -> None:
-        compat.load_resume_state({'is_train': True, 'path': {'resume_state': str(path)}})
+        starting.load_resume_state({'is_train': True, 'path': {'resume_state': str(path)}})
 
     def csd(opt: Options, path: str) -> None:
         opt['train']['distill'] = {'csd': {'type': 'CSDDistiller', 'encoder': {**encoder, 'path': path}}}
@@ -216,7 +216,7 @@ def test_auto_resume_runs_no_code(weights: Mapping[str, Any], tmp_path: Path, ta
                 save({**STATE, 'params': CALLS['os.system'](str(trace))}, tmp_path / evil)
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter('always')
-                    said = refusal(lambda path: compat.load_resume_state(copy.deepcopy(opt)), tmp_path)
+                    said = refusal(lambda path: starting.load_resume_state(copy.deepcopy(opt)), tmp_path)
                 named = str(tmp_path / evil) in ''.join(str(one.message) for one in caught)
                 count('is whole' in said and named and not trace.exists(), f'{form} {evil}: {said}')
 
@@ -278,7 +278,7 @@ def written(name: str, weights: Mapping[str, Any], path: Path) -> Callable[[Path
     """Write a file of this kind as the project does; gives what reads it."""
     if name == 'state':
         save_whole(STATE, path)
-        return lambda path: compat.load_resume_state({'is_train': True, 'path': {'resume_state': str(path)}})
+        return lambda path: starting.load_resume_state({'is_train': True, 'path': {'resume_state': str(path)}})
     if name == 'safetensors':
         path.write_bytes(safetensors_bytes(weights, False, {'name': 'net', 'network': EDSR}))
     else:

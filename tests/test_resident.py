@@ -19,7 +19,7 @@ import mtkd  # noqa: F401  before BasicSR
 # isort: split
 import basicsr.utils.dist_util
 
-from mtkd.compat import worker_init_fn
+from mtkd.compat.loading import worker_init_fn
 from mtkd_data import resident
 from mtkd_data.cached_teacher_dataset import CachedTeacherDataset
 from mtkd_data.image_store import FileStore, ImageSource

@@ -20,8 +20,8 @@ from forked import Work, contents, dying_at, forked, full_disk, ordinary_user, v
 
 import mtkd.__main__ as commands
 from benchmarks import record, run
-from mtkd import compat
 from mtkd.__main__ import main as mtkd
+from mtkd.compat import starting
 from mtkd_data.preparation.prepare import main as prepare
 from mtkd_data.teacher_cache.command import main as cache_teachers
 from mtkd_data.whole_files import check_place, whole_file, whole_folder, write_atomically
@@ -181,8 +181,8 @@ def validated(material: Path, out: Path, turn: int) -> None:
 
 def copied_option(material: Path, out: Path, turn: int) -> None:
     sys.argv = ['train.py', str(turn)]
-    compat.time.asctime = lambda: 'now'
-    compat.copy_opt_file(str(material / 'cache.yml'), str(out))
+    starting.time.asctime = lambda: 'now'
+    starting.copy_opt_file(str(material / 'cache.yml'), str(out))
 
 
 def options(material: Path, out: Path, turn: int) -> int:
