@@ -30,8 +30,8 @@ setup(
     | {name: ['*.yml'] for name in OPTION_FOLDERS},
     install_requires=[  # the oldest that are tested, by scripts/test_oldest.sh; why not older: docs/security.md
         'basicsr>=1.4.2',
-        'torch>=2.6',
-        'torchvision>=0.21',
+        'torch>=2.10',
+        'torchvision>=0.25',
         'pytorch-wavelets>=1.3',
         'PyWavelets>=1.5',  # pytorch-wavelets needs this and six, and declares neither
         'six>=1.16',
@@ -40,8 +40,8 @@ setup(
         'lmdb>=1.4',
         'pyyaml>=6.0.1',
         'tqdm>=4.66.3',
-        'matplotlib>=3.8',
-        'spandrel>=0.4',
+        'matplotlib>=3.10.8',
+        'spandrel>=0.4.1',
         'safetensors>=0.4.3',
     ],
     extras_require={

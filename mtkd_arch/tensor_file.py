@@ -61,13 +61,13 @@ def _load(path: Path, device: str) -> Any:
         start = file.read(len(ZIP))
     if start == ZIP:
         _check_parts(path)
-    elif tarfile.is_tarfile(path):  # before 2.6 torch runs code of such a file, tensors alone or not
+    elif tarfile.is_tarfile(path):  # more than once torch ran code of such a file, tensors alone or not
         raise ValueError('it is a tar file, which torch of 2017 wrote')
     return torch.load(path, map_location=device, weights_only=True)
 
 
 def _check_parts(path: Path) -> None:
-    """Raise ValueError for a part whose checksum is another, and for programs, which torch before 2.6 would run."""
+    """Raise ValueError for a part whose checksum is another, and for programs."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if any(part.filename.rpartition('/')[2] == TORCHSCRIPT for part in parts):

@@ -72,6 +72,7 @@ def _shrink_axis(image: np.ndarray, scale: int, axis: int) -> np.ndarray:
     # int32 holds twice the largest sum up to scale 16
     sums = np.zeros((len(rows) // scale, *rows.shape[1:]), np.int32 if scale <= 16 else np.int64)
     for start, weight in enumerate(weights):
-        sums += padded[start : start + len(rows) : scale] * sums.dtype.type(weight)
+        # dtype named: NumPy before 2 would multiply in 8 bits
+        sums += np.multiply(padded[start : start + len(rows) : scale], weight, dtype=sums.dtype)
     rounded = (2 * sums + total) // (2 * total)
     return np.ascontiguousarray(np.moveaxis(np.clip(rounded, 0, 255).astype(np.uint8), 0, axis))
