@@ -107,6 +107,7 @@ def built(term: Distiller, student: nn.Module, teachers: TeacherEnsemble, lq: Te
     student.eval()
     with torch.no_grad():
         term.build(step_of(term, student, teachers, lq, iteration=0))
+    torch.clear_autocast_cache()  # as where the model's context ends; torch before 2.11 keeps weights without gradient
     student.train(was_training)
     return term
 

@@ -38,6 +38,7 @@ def random_masks(options: Options, folder: Path) -> Options:
 
 
 @pytest.mark.parametrize('change', [first_stage, from_a_cache, bi_level, random_masks])
+@pytest.mark.injects('kill', 'trainings by two processes, cut back and resumed, bit-equal')
 def test_two_processes_go_on_exactly_where_they_were(
     options: Options, project: Path, tmp_path: Path, change: Callable[[Options, Path], Options]
 ) -> None:

@@ -96,6 +96,7 @@ def aggregator(options: Options, folder: Path) -> Options:
 
 
 @pytest.mark.parametrize('change', [online, with_workers, bi_level, from_itself, resident, aggregator])
+@pytest.mark.injects('kill', 'trainings of every kind, cut back in or between epochs and resumed, bit-equal')
 def test_a_resumed_run_is_the_uninterrupted_one(
     options: Options, train: Run, tmp_path: Path, change: Callable[[Options, Path], Options]
 ) -> None:
