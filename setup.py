@@ -41,7 +41,7 @@ setup(
         'pyyaml>=6.0.1',
         'tqdm>=4.66.3',
         'matplotlib>=3.10.8',
-        'spandrel>=0.4.1',
+        'spandrel>=0.4.2',
         'safetensors>=0.4.3',
     ],
     extras_require={

@@ -210,7 +210,7 @@ def test_values_that_are_not_finite_are_refused_and_the_image_is_named(options, 
     with pytest.raises(ValueError, match='1 of 12 values are infinite or not a number'):
         to_uint16(torch.tensor([float('nan')] + [0.0] * 11).view(3, 2, 2))
     weights = torch.load(teacher_files['edsr'], weights_only=True)['params']
-    weights['conv_last.bias'][0] = torch.inf
+    weights['conv_last.weight'][0] = 3e38  # finite, and its sums are not
     torch.save({'params': weights}, tmp_path / 'broken.pth')
     options['teachers']['edsr']['path'] = str(tmp_path / 'broken.pth')
     assert run(options, tmp_path, '--stores', 'edsr') == 2
