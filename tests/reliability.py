@@ -7,7 +7,7 @@ A test says what it injects and, each time, whether the program held::
             count(refused_clearly(option), option)
 
 or, where the whole test is one such case, ``@pytest.mark.injects('fault', 'signals')``: it held if the test passes.
-``pytest --reliability docs/reliability.md`` writes the table of the run between the markers of that file.
+``pytest --reliability=docs/reliability.md`` writes the table of the run between the markers of that file.
 """
 
 from collections.abc import Callable, Iterator
