@@ -5,6 +5,7 @@ import multiprocessing.connection
 import multiprocessing.util
 import random
 import signal
+import threading
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -43,6 +44,8 @@ def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> No
 def _end_workers() -> None:
     """As Python does when it exits; but it waits for ever where SIGTERM is ignored, as our loader workers do."""
     workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers and hasattr(signal, 'SIGCHLD') and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that is killed
     for process in workers:
         process.terminate()
     multiprocessing.connection.wait([process.sentinel for process in workers], timeout=1)
