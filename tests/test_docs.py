@@ -206,6 +206,12 @@ def test_every_message_of_ours_is_one_that_the_code_gives() -> None:
     assert not any(contains('teachers.rcan.path is void: put a file there', pieces) for pieces in known)
 
 
+def test_the_table_of_reliability_says_that_nothing_was_lost() -> None:
+    rows = re.findall(r'^\| ([^|]+) \| (\d+) \| (\d+) \| (\d+) \|$', (DOCS / 'reliability.md').read_text(), flags=re.M)
+    assert len(rows) > 20
+    assert [row for row in rows if row[1] != row[2] or row[3] != '0'] == []
+
+
 def test_every_mend_of_the_plugin_is_explained() -> None:
     mends = [mend.__name__ for mend in compat.MENDS]
     page_text = (DOCS / 'troubleshooting.md').read_text()
