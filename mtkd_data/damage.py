@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from mtkd_data.flat_png import view_flat_png
-from mtkd_data.image_io import PNG_SIGNATURE, read_header
+from mtkd_data.image_io import PNG_SIGNATURE, decode_by_opencv, read_header
 
 WITHOUT_DECODING = (PNG_SIGNATURE, b'\xff\xd8\xff')  # PNG and JPEG
 
@@ -45,12 +45,7 @@ def check_encoded(data: bytes | memoryview, name: str) -> None:
 def _check_decodable(data: bytes | memoryview, name: str) -> None:
     if not len(data):
         raise ValueError(f'{name}: empty file, expected an image')
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise ValueError(f'{name}: cannot be decoded: {error}') from error
-    if image is None:
-        raise ValueError(f'{name}: cannot be decoded: replace it')
+    decode_by_opencv(data, name, cv2.IMREAD_COLOR)
 
 
 class Marks:

@@ -109,6 +109,17 @@ def check_header(header: ImageHeader, name: str, grey: Grey = 'error') -> None:
         raise ValueError(f'{name}: image with {header.channels} channels, expected 3: convert it to RGB')
 
 
+def decode_by_opencv(data: bytes | memoryview, name: str, flags: int) -> np.ndarray:
+    """What `cv2.imdecode` makes of a file's content. Raises ValueError, naming the file, where it makes nothing."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ValueError(f'{name}: cannot be decoded: {error}') from error
+    if image is None:
+        raise ValueError(f'{name}: cannot be decoded: replace it')
+    return image
+
+
 def decode_image(data: bytes, name: str, grey: Grey = 'error') -> np.ndarray:
     """Decode a PNG, JPEG or BMP file to uint8 (H, W, 3), channels BGR as OpenCV and BasicSR hold them.
 
@@ -117,13 +128,8 @@ def decode_image(data: bytes, name: str, grey: Grey = 'error') -> np.ndarray:
     """
     header = read_header(data, name)
     check_header(header, name, grey)
-    try:
-        # not IMREAD_COLOR: it would turn the picture as EXIF says, which BasicSR's own preparation scripts do not
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ValueError(f'{name}: cannot be decoded: {error}') from error
-    if image is None:
-        raise ValueError(f'{name}: cannot be decoded: replace it')
+    # not IMREAD_COLOR: it would turn the picture as EXIF says, which BasicSR's own preparation scripts do not
+    image = decode_by_opencv(data, name, cv2.IMREAD_UNCHANGED)
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     expected = (header.height, header.width) + ((3,) if header.channels == 3 else ())
