@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from mtkd_data.whole_files import sync_path
+
 
 def save_whole(content: Any, path: str | Path) -> None:
     """``torch.save`` to a temporary name beside ``path``, flushed to the disk, then renamed over it.
@@ -25,11 +27,7 @@ def save_whole(content: Any, path: str | Path) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_path(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
