@@ -38,6 +38,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
             raise OSError(error.errno, f'cannot be written: {error.strerror}', str(path)) from error
         raise
+    sync_path(path.absolute().parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

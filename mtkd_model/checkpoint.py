@@ -1,33 +1,20 @@
 """Writing checkpoints whole or not at all, and removing old ones."""
 
-import glob
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mtkd_data.whole_files import sync_path
+from mtkd_data.whole_files import whole_file
 
 
 def save_whole(content: Any, path: str | Path) -> None:
-    """``torch.save`` to a temporary name beside ``path``, flushed to the disk, then renamed over it.
+    """``torch.save`` to a `whole_file`: a process killed at any moment leaves the old file or the new one.
 
-    A process killed at any moment leaves the old file or the new one. Raises OSError when the disk refuses.
+    Raises OSError when the disk refuses.
     """
-    path = Path(path)
-    for leftover in path.parent.glob(f'.{glob.escape(path.name)}.*.partial'):  # of a killed process
-        leftover.unlink(missing_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        with partial.open('wb') as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_path(path.parent)
+    with whole_file(Path(path)) as file:
+        torch.save(content, file)
 
 
 def remove_leftovers(folder: Path) -> None:
