@@ -6,7 +6,7 @@ test:            ## environment if missing, ruff, pytest with coverage
 quickstart:      ## distil a student from the teachers that ship
 	bash scripts/quickstart.sh
 
-study:           ## every method on three small students, three seeds: hours on two cores
+study:           ## every method on three small students, three to five seeds: hours on two cores
 	python scripts/run_study.py options/study/small_x4.yml
 
 docs:            ## the site, in site/

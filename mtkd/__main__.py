@@ -1,6 +1,7 @@
-"""Command line of the plugin: what ships with it, checks of option files and of the installation."""
+"""Command line of the plugin: what ships with it, checks of option files and the installation, BasicSR's trainer."""
 
 import argparse
+import importlib
 import json
 import shutil
 import sys
@@ -12,6 +13,8 @@ import mtkd
 from mtkd import pretrained
 from mtkd_data.command_line import exit_code
 from mtkd_data.whole_files import whole_folder
+
+PIPELINES = ('train', 'test')
 
 
 def options_folder() -> Path:
@@ -87,11 +90,20 @@ def show_installation(args: argparse.Namespace) -> str:
     return ''
 
 
+def run_pipeline(name: str, arguments: Sequence[str]) -> None:
+    """The commands ``train`` and ``test``: those of BasicSR, with the plugin, in the working directory."""
+    sys.argv = [f'mtkd {name}', *arguments]  # where BasicSR reads them
+    pipeline = importlib.import_module(f'basicsr.{name}')
+    getattr(pipeline, f'{name}_pipeline')(str(Path.cwd()))
+
+
 EXAMPLES = """\
 examples:
   python -m mtkd options my_options
   python -m mtkd teachers my_teachers
-  python -m mtkd check -opt options/train_mtkd_x4.yml --force_yml train:total_iter=1000
+  python -m mtkd check -opt my_options/train_mtkd_x4.yml --force_yml train:total_iter=1000
+  python -m mtkd train -opt my_options/train_mtkd_x4.yml --auto_resume
+  torchrun --nproc_per_node=8 -m mtkd train -opt my_options/train_mtkd_x4.yml --launcher pytorch
   python -m mtkd schema --out mtkd.schema.json
   python -m mtkd doctor
 exit code: 0 done, 2 refused or failed, 130 interrupted"""
@@ -133,12 +145,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--time', action='store_true', help='measure a few training steps on this CPU')
     command = _command(commands, 'schema', 'the JSON Schema of option files, for editors', show_schema)
     command.add_argument('--out', type=Path, metavar='FILE', help='write it there instead of printing it')
+    for name in PIPELINES:  # for the list of commands: main passes their arguments on
+        _command(commands, name, f'python basicsr/{name}.py with this plugin; takes its arguments', lambda args: '')
     _command(commands, 'doctor', 'versions, faults of other packages, and whether they are mended', show_installation)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted."""
+    """Command line; returns the exit code: 0 done, 2 refused or failed, 130 interrupted. Training has its own."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in PIPELINES:
+        run_pipeline(argv[0], argv[1:])
+        return 0
     args = _parser().parse_args(argv)
 
     def run() -> None:

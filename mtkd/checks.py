@@ -9,6 +9,8 @@ from typing import Any
 from mtkd.schema.problem import nearest_name, unknown_key
 from mtkd_data.lmdb_pages import sound_keys
 
+LISTING = 'meta_info.txt'  # of an LMDB
+
 # key: (type, default, meaning); the schema (the words of a type are those of mtkd/schema/words.py) and docs/options.md
 # are made from these tables
 OUR_TOP_LEVEL_KEYS = {
@@ -160,13 +162,20 @@ def _check_train_size(dataset: Mapping[str, Any], images: int, where: str) -> No
 
 def _check_patch_fits(root: Path, gt_size: int, where: str) -> None:
     # lines of meta_info.txt: key.png (height,width,channels) compression_level
-    lines = re.findall(r'^(.+?)\.\w+ \((\d+),(\d+),\d+\)', (root / 'meta_info.txt').read_text(), flags=re.MULTILINE)
+    lines = re.findall(r'^(.+?)\.\w+ \((\d+),(\d+),\d+\)', (root / LISTING).read_text(), flags=re.MULTILINE)
     small = [f'{key} ({height} x {width})' for key, height, width in lines if min(int(height), int(width)) < gt_size]
     if small:
         raise ValueError(
             f'{where}: {len(small)} of {len(lines)} images are smaller than gt_size {gt_size}, such as '
             f'{", ".join(small[:3])}: lower gt_size or leave them out'
         )
+
+
+def missing_root(root: Path, lmdb: bool) -> str:
+    """What to say of a data root that is not there, or an empty text."""
+    if (root / LISTING if lmdb else root).exists():
+        return ''
+    return f'no such {f"LMDB (no {LISTING})" if lmdb else "folder"}: {root}'
 
 
 def image_keys(root: Path, lmdb: bool, where: str) -> set[str]:
@@ -176,11 +185,11 @@ def image_keys(root: Path, lmdb: bool, where: str) -> set[str]:
     """
     if lmdb and root.suffix != '.lmdb':
         raise ValueError(f'{where}: an LMDB folder must end in .lmdb: {root}')
-    listing = root / 'meta_info.txt' if lmdb else root
-    if not listing.exists():
-        raise FileNotFoundError(f'{where}: no such {"LMDB (no meta_info.txt)" if lmdb else "folder"}: {root}')
+    missing = missing_root(root, lmdb)
+    if missing:
+        raise FileNotFoundError(f'{where}: {missing}')
     if lmdb:
-        keys = _listed_keys(listing, where)
+        keys = _listed_keys(root / LISTING, where)
         if (root / 'data.mdb').is_file():
             sound_keys(root)  # once, for this process and the loader workers it forks
     else:

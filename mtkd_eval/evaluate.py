@@ -48,7 +48,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '  bicubic                                    the reference\n'
         'and LABEL=NETWORK gives it a name\n\n'
         'examples:\n'
-        '  python scripts/evaluate.py bicubic scratch=experiments/EDSR_x4 mtkd=experiments/MTKD_edsr_x4 \\\n'
+        '  python scripts/evaluate.py bicubic scratch=experiments/scratch_edsr_x4 mtkd=experiments/MTKD_edsr_x4 \\\n'
         '      --set datasets/Set5 datasets/Set14 --out results/table.md results/table.json results/table.tex\n'
         "  python scripts/evaluate.py net.pth --network net.yml --self-ensemble --set 'Set5=HR,LRbicx4,{}x4'\n"
         'exit code: 0 done, 2 refused or failed, 130 interrupted',

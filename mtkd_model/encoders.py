@@ -99,14 +99,29 @@ def weights_per_feature(weights: Sequence[float] | None, encoder: Encoder) -> tu
     return tuple(weights)
 
 
+def missing_weights(opt: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The key of an encoder's option that names a file which is not there, and what to say of it."""
+    if 'weights' in opt:
+        path = Path(opt['weights'] or VGG_FILE)
+        fetch = f'fetch https://download.pytorch.org/models/{VGG_FILE} and put it there'
+        message = f'no such file: {path}: {fetch}, or set encoder.weights to where it is'
+        return None if path.is_file() else ('weights', message)
+    there = opt['path'] and Path(opt['path']).expanduser().is_file()
+    return (
+        None if there else ('path', f'no such file: {opt["path"]}: it should hold weights of {opt["network"]["type"]}')
+    )
+
+
+def _require_weights(opt: Mapping[str, Any]) -> None:
+    missing = missing_weights(opt)
+    if missing:
+        raise ValueError('encoder.{}: {}'.format(*missing))
+
+
 def _vgg19(opt: Mapping[str, Any]) -> Encoder:
     require_known_keys(opt, ('weights',), 'encoder')
+    _require_weights(opt)
     path = Path(opt['weights'] or VGG_FILE)
-    if not path.is_file():
-        raise ValueError(
-            f'encoder.weights: no such file: {path}: fetch https://download.pytorch.org/models/{VGG_FILE} '
-            f'and put it there, or set encoder.weights to where it is'
-        )
     network = VGG19()
     weights = {name: value for name, value in read_weights(path).items() if name in network.state_dict()}
     load_weights(network, weights, True, f'encoder.weights {path}')
@@ -119,10 +134,7 @@ def _network(opt: Mapping[str, Any]) -> Encoder:
     if not isinstance(taps, Sequence) or isinstance(taps, str) or not taps:
         raise ValueError(f'encoder.taps should be a list of module paths; it is {taps!r}')
     network = build(ARCH_REGISTRY, opt['network'], 'encoder.network')
-    if not opt['path'] or not Path(opt['path']).expanduser().is_file():
-        raise ValueError(
-            f'encoder.path: no such file: {opt["path"]}: it should hold weights of {type(network).__name__}'
-        )
+    _require_weights(opt)
     weights = read_weights(opt['path'], opt.get('param_key'))
     load_weights(network, weights, opt.get('strict', True), f'encoder.path {opt["path"]}')
     return Encoder(network, taps)

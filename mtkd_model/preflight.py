@@ -29,9 +29,13 @@ def check(
     Mistakes that the schema finds are raised together, with their lines in the file. Neither the random state nor
     ``opt`` nor the logger is changed. What ``look(model)`` gives, if it is given, comes back.
     """
-    from mtkd.schema.command_line import refuse_options  # here: the schema reads tables of this package
+    from mtkd.schema.command_line import (
+        refuse_missing_files,
+        refuse_options,
+    )  # here: the schema reads tables of this package
 
     refuse_options(opt)
+    refuse_missing_files(opt)
     opt = deepcopy(dict(opt))
     if opt['num_gpu'] > 1 and not opt['dist'] and opt.get('teachers'):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Every mistake is named, with its remedy, before anything is written."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,42 @@ def test_a_missing_teacher_file_is_named(options: Options, refusal: Callable[...
     message = refusal(options, FileNotFoundError)
     assert 'teachers.rcan.path' in message
     assert 'nowhere/rcan.pth' in message
+
+
+def test_everything_that_is_missing_is_named_at_once_with_its_line(
+    options: Options, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    options['teachers']['edsr']['path'] = 'nowhere/edsr.pth'
+    options['aggregator']['path'] = 'nowhere/merged.pth'
+    options['datasets']['train'].update(dataroot_gt='nowhere/GT.lmdb', io_backend={'type': 'lmdb'})
+    options['datasets']['val']['dataroot_lq'] = 'nowhere/LR'
+    options['path']['pretrain_network_g'] = 'nowhere/start.pth'
+    options['train']['distill']['csd'] = {'type': 'CSDDistiller', 'encoder': {'weights': 'nowhere/vgg.pth'}}
+    message = refusal(options, FileNotFoundError)
+    assert message.startswith('6 files or folders that ')
+    named = [re.sub(r'^.*option\.yml:\d+: ', '', line) for line in message.splitlines()[1:]]
+    assert named[:5] == [
+        'datasets.train.dataroot_gt: no such LMDB (no meta_info.txt): nowhere/GT.lmdb',
+        'datasets.val.dataroot_lq: no such folder: nowhere/LR',
+        'teachers.edsr.path: no such weights file: nowhere/edsr.pth',
+        'aggregator.path: no such weights file: nowhere/merged.pth',
+        'path.pretrain_network_g: no such weights file: nowhere/start.pth',
+    ]
+    assert named[5].startswith('train.distill.csd.encoder.weights: no such file: nowhere/vgg.pth: fetch https://')
+    lines = (tmp_path / 'option.yml').read_text().splitlines()
+    numbers = [int(re.search(r'option\.yml:(\d+): ', line)[1]) for line in message.splitlines()[1:]]
+    keys = ['dataroot_gt', 'dataroot_lq', 'path', 'path', 'pretrain_network_g', 'weights']
+    assert [lines[number - 1].strip().partition(':')[0] for number in numbers] == keys
+
+
+def test_a_run_from_a_cache_may_miss_the_weights_of_its_teachers(
+    options: Options, refusal: Callable[..., str]
+) -> None:
+    options['teachers']['edsr']['path'] = 'nowhere/edsr.pth'
+    options['datasets']['train'].update(type='CachedTeacherDataset', dataroot_cache='nowhere/cache')
+    message = refusal(options, FileNotFoundError)
+    assert 'datasets.train.dataroot_cache: nowhere/cache: expected a teacher cache, cache.json is missing' in message
+    assert 'edsr.pth' not in message
 
 
 def test_a_teacher_without_a_path_is_refused(options: Options, refusal: Callable[..., str]) -> None:
@@ -323,7 +360,7 @@ def test_a_method_that_compares_images_refuses_a_batch_of_one(
 
 def test_absent_vgg_weights_say_which_file_to_fetch(options: Options, refusal: Callable[..., str]) -> None:
     options['train']['distill'] = {'csd': {'type': 'CSDDistiller', 'encoder': {'weights': 'nowhere/vgg19.pth'}}}
-    message = refusal(options)
+    message = refusal(options, FileNotFoundError)
     assert 'nowhere/vgg19.pth' in message
     assert 'vgg19-dcbb9e9d.pth' in message
 

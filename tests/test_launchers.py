@@ -100,6 +100,20 @@ def test_an_unmodified_checkout_needs_only_the_plugin_line(options: Options, che
     assert f'plugin: {mtkd.__version__}' in newest_log(checkout / 'results/toy_test')
 
 
+def test_a_checkout_of_the_release_trains_and_tests_by_our_command(options: Options, tmp_path: Path) -> None:
+    folder, installed = tmp_path / 'release', Path(basicsr.__file__).parent
+    shutil.copytree(installed, folder / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
+
+    def run(name: str, options: Options) -> str:
+        option_file = write_option(options, tmp_path / 'option.yml')
+        return launch(folder, '-m', 'mtkd', name, '-opt', option_file, first=str(folder))
+
+    run('train', options)
+    check_training(folder / 'experiments/toy')
+    run('test', option_for_testing(options, folder / 'experiments/toy/models/net_g_latest.pth'))
+    check_results(folder / 'results/toy_test')
+
+
 def test_the_script_of_another_project_needs_only_the_plugin_line(
     options: Options, checkout: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from mtkd.schema.force import force, forced_keys
+from mtkd.schema.missing_files import missing_files, refuse_missing
 from mtkd.schema.places import OptionFile, with_places
 from mtkd.schema.problems import problems, refuse
 from mtkd.schema.reader import read
@@ -24,6 +25,17 @@ def refuse_options(opt: Mapping[str, Any]) -> None:
     # BasicSR has read the file already, whatever its tags: left are keys given twice and numbers that are others
     file.problems = [problem for problem in file.problems if 'tag ' not in problem.message]
     refuse(with_places(found, file, forced), str(file.path))
+
+
+def refuse_missing_files(opt: Mapping[str, Any]) -> None:
+    """Raise one FileNotFoundError with all that ``opt`` names and is not there, with lines where they are known."""
+    found = missing_files(opt)
+    file, forced = option_file()
+    if file is None:
+        refuse_missing(found)
+    else:
+        file.problems = []
+        refuse_missing(with_places(found, file, forced), str(file.path))
 
 
 def refuse_unread(is_train: bool) -> None:

@@ -11,12 +11,13 @@ from mtkd_eval.plots.scatter import COSTS
 from mtkd_eval.plots.style import NORMAL
 
 EXAMPLES = """examples:
-  python scripts/plot.py sheet scratch=experiments/EDSR_x4 mtkd=experiments/MTKD_edsr_x4 \\
+  python scripts/plot.py sheet scratch=experiments/scratch_edsr_x4 mtkd=experiments/MTKD_edsr_x4 \\
       --set datasets/Set14 --out results/sheet.png
   python scripts/plot.py sheet mtkd=experiments/MTKD_edsr_x4 --set datasets/Set5 --region baby:120,80,64 --out baby.pdf
-  python scripts/plot.py bands scratch=experiments/EDSR_x4 mtkd=experiments/MTKD_edsr_x4 \\
+  python scripts/plot.py bands scratch=experiments/scratch_edsr_x4 mtkd=experiments/MTKD_edsr_x4 \\
       --set datasets/Set5 --image butterfly --out results/bands.png
-  python scripts/plot.py curves scratch=experiments/EDSR_x4 mtkd=experiments/MTKD_edsr_x4 --out results/curves.svg
+  python scripts/plot.py curves scratch=experiments/scratch_edsr_x4 mtkd=experiments/MTKD_edsr_x4 \\
+      --out results/curves.svg
   python scripts/plot.py scatter results/table.json --x macs --out results/scatter.png
   python scripts/plot.py gains results/gains.json --out results/gains.png
 exit code: 0 done, 2 refused or failed (nothing is written), 130 interrupted"""

@@ -210,4 +210,4 @@ def testing_file(what: str, name: str, model: str, scale: int, teachers: str, ne
 
 def starting_from(text: str, weights: str) -> str:
     """An option file whose network starts from ``weights``."""
-    return text.replace('pretrain_network_g: ~', f'pretrain_network_g: {weights}')
+    return text.replace('\n  pretrain_network_g: ~\n', f'\n  pretrain_network_g: {weights}\n')

@@ -43,7 +43,7 @@ FROM_CACHE = """
 #   python scripts/prepare_data.py --hr DIV2K_train_HR --out datasets/DIV2K --scale 2 3 4 --sub-image 0 \\
 #       --compression-level 0
 #   python scripts/cache_teachers.py -opt options/cached/{file}
-# The target takes 13 GB for DIV2K, each teacher as much."""
+# The target takes 13 GB for DIV2K, each teacher as much. {after}"""
 CACHE_KEYS = """\
     dataroot_cache: datasets/DIV2K/{folder}
     resident: ~  # `device` decodes everything once into the GPU's memory, `host` into the computer's
@@ -63,10 +63,10 @@ def two_stages(scale: int) -> dict[str, str]:
         )  # fmt: skip
 
     file, header = f'train_mtkd_aggregator_x{scale}.yml', STAGE_1.format(scale=scale)
-    from_cache = header + FROM_CACHE.format(file=file)
+    from_cache = header + FROM_CACHE.format(file=file, after='Stage 2 finds this aggregator under the same name.')
     files = {
         file: stage_1(header, aggregator),
-        f'cached/{file}': stage_1(from_cache, f'{aggregator}_cached', **cache_of(scale, TEACHERS)),
+        f'cached/{file}': stage_1(from_cache, aggregator, **cache_of(scale, TEACHERS)),
         f'test/test_mtkd_aggregator_x{scale}.yml': testing_file(
             'the aggregated target, the teacher of stage 2', f'test_{aggregator}', 'AggregationModel', scale, merged,
             published_aggregator(scale), trained(aggregator),
@@ -98,10 +98,10 @@ def _student(student: str, scale: int, teachers: str) -> dict[str, str]:
         return training_file(header, name, 'MultiTeacherSRModel', scale, teachers, network, losses, **settings)
 
     file = f'train_mtkd_{infix}x{scale}.yml'
-    from_cache = header + FROM_CACHE.format(file=file)
+    from_cache = header + FROM_CACHE.format(file=file, after='It wants the aggregator of stage 1, however trained.')
     return {
         file: stage_2(header, name),
-        f'cached/{file}': stage_2(from_cache, f'{name}_cached', **cache_of(scale, ('target',))),
+        f'cached/{file}': stage_2(from_cache, name, **cache_of(scale, ('target',))),
         f'test/test_mtkd_{infix}x{scale}.yml': testing_file(
             f'the {TITLES[student]} student of MTKD', f'test_{name}', 'MultiTeacherSRModel', scale, '', network,
             trained(name),
