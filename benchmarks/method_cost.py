@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ import mtkd  # noqa: F401  registers the networks
 
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
 from tqdm import trange
 
 from benchmarks import record
 from mtkd.checks import build
 from mtkd_model.distillers import DISTILLER_REGISTRY
+from mtkd_model.encoders import VGG19
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +38,7 @@ SCALE = 4
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': SCALE}
 STUDENT, TEACHER = {**EDSR, 'num_feat': 16, 'num_block': 4}, {**EDSR, 'num_feat': 48, 'num_block': 6}
 HEADS = {'type': 'HierarchicalSR', 'upscale': SCALE, 'network': TEACHER}
-ENCODER = {**EDSR, 'num_feat': 16, 'num_block': 2, 'upscale': 2}  # in place of VGG19
-ENCODED = ('CSDDistiller', 'DCKDDistiller')
+ENCODED = ('CSDDistiller', 'DCKDDistiller')  # by VGG19
 ARGUMENTS = {  # of the terms that do not build without
     'OutputDistiller': {'loss': {'type': 'L1Loss'}},
     'FitNetDistiller': {'taps': {'body.1': 'edsr/body.2', 'body.3': 'edsr/body.5'}},
@@ -49,10 +50,10 @@ def methods() -> list[str]:
     return sorted(name for name, part in DISTILLER_REGISTRY if part.__module__.startswith('mtkd_model.distillers.'))
 
 
-def weights(network: Mapping[str, Any], folder: Path) -> str:
-    """A file of random weights for ``network``."""
+def weights(network: nn.Module, folder: Path) -> str:
+    """A file of the random weights of ``network``."""
     path = folder / f'{len(list(folder.iterdir()))}.pth'
-    torch.save({'params': build(ARCH_REGISTRY, network, 'network').state_dict()}, path)
+    torch.save(network.state_dict(), path)
     return str(path)
 
 
@@ -70,10 +71,10 @@ def option(distiller: str | None, folder: Path, device: str = 'cpu', lq: int = 2
     if distiller is not None:
         term = {'type': distiller, **ARGUMENTS.get(distiller, {})}
         if distiller in ENCODED:
-            taps = ['conv_first', 'body.0', 'conv_after_body']
-            term['encoder'] = {'network': ENCODER, 'path': weights(ENCODER, folder), 'taps': taps}
+            term['encoder'] = {'weights': weights(VGG19(), folder)}
         teacher = HEADS if distiller == 'HKDSRDistiller' else TEACHER
-        opt['teachers'] = {'edsr': {'network': teacher, 'path': weights(teacher, folder)}}
+        built = build(ARCH_REGISTRY, teacher, 'teacher')
+        opt['teachers'] = {'edsr': {'network': teacher, 'path': weights(built, folder)}}
         opt['train']['distill'] = {'term': term}
     return opt
 

@@ -175,7 +175,7 @@ def missing_root(root: Path, lmdb: bool) -> str:
     """What to say of a data root that is not there, or an empty text."""
     if (root / LISTING if lmdb else root).exists():
         return ''
-    return f'no such {f"LMDB (no {LISTING})" if lmdb else "folder"}: {root}'
+    return f'no such LMDB (no meta_info.txt): {root}' if lmdb else f'no such folder: {root}'
 
 
 def image_keys(root: Path, lmdb: bool, where: str) -> set[str]:

@@ -66,9 +66,7 @@ def test_everything_that_is_missing_is_named_at_once_with_its_line(
     assert [lines[number - 1].strip().partition(':')[0] for number in numbers] == keys
 
 
-def test_a_run_from_a_cache_may_miss_the_weights_of_its_teachers(
-    options: Options, refusal: Callable[..., str]
-) -> None:
+def test_a_run_from_a_cache_may_miss_the_weights_of_its_teachers(options: Options, refusal: Callable[..., str]) -> None:
     options['teachers']['edsr']['path'] = 'nowhere/edsr.pth'
     options['datasets']['train'].update(type='CachedTeacherDataset', dataroot_cache='nowhere/cache')
     message = refusal(options, FileNotFoundError)

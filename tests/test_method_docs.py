@@ -12,6 +12,7 @@ import yaml
 from conftest import REPO
 
 from benchmarks import method_cost
+from mtkd.schema.problems import problems
 from mtkd_model.distillers import DISTILLER_REGISTRY
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
 
@@ -76,6 +77,17 @@ def test_the_benchmark_measures_every_method_beside_the_scratch_step(tmp_path: P
     assert figures['methods']['scratch']['ratio'] == 1
     assert all(entry['median_s'] > 0 and entry['ratio'] > 0 for entry in figures['methods'].values())
     assert {'date', 'commit', 'torch', 'device'} <= figures.keys()
+
+
+def test_the_sections_to_copy_are_understood_and_leave_no_method_without_an_option(options: dict[str, Any]) -> None:
+    (section,) = re.findall(r'^```yaml\n(.*?)^```$', METHODS, flags=re.MULTILINE | re.DOTALL)
+    terms = yaml.safe_load(section)['distill']
+    options['train']['distill'] = terms
+    assert [str(problem) for problem in problems(options)] == []
+    files = (REPO / 'options/baselines').rglob('*.yml')
+    given = {term for file in files for term in re.findall(r'type: (\w+Distiller)', file.read_text())}
+    assert given | {term['type'] for term in terms.values()} == set(SHIPPED)
+    assert not given & {term['type'] for term in terms.values()} - {'OutputDistiller'}
 
 
 def blocks(language: str) -> list[str]:

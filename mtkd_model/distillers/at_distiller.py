@@ -13,7 +13,7 @@ from mtkd_model.teacher_weights import Teachers
 
 @DISTILLER_REGISTRY.register()
 class ATDistiller(PairedTapsDistiller):
-    """``loss_weight * sum over teachers of weight * sum over taps of |Q_S - Q_T|``, Q = normalise(sum_c |F_c|^p).
+    """``loss_weight * sum over teachers of weight * sum over taps of mean (Q_S - Q_T)^2``, Q = normalise(sum_c |F|^p).
 
     Attention transfer (Zagoruyko and Komodakis, ICLR 2017, eq. 2, https://arxiv.org/abs/1612.03928), see
     ``attention_transfer``. The numbers of channels may differ, nothing is trained. The paper's weight for

@@ -45,7 +45,7 @@ class CSDDistiller(Distiller):
         teachers: Teachers = None,
         negatives: int = 10,
         feature_weights: Sequence[float] | None = None,
-        loss_weight: float = 1.0,
+        loss_weight: float = 200 / 255,
     ) -> None:
         super().__init__(loss_weight)
         if not isinstance(negatives, int) or isinstance(negatives, bool) or negatives < 1:

@@ -51,7 +51,7 @@ class DCKDDistiller(Distiller):
         decay: float = 0.1,
         every: int = 1000,
         feature_weights: Sequence[float] | None = None,
-        loss_weight: float = 1.0,
+        loss_weight: float = 0.1,
     ) -> None:
         super().__init__(loss_weight)
         if not isinstance(noisy_negatives, int) or isinstance(noisy_negatives, bool) or noisy_negatives < 1:
