@@ -63,6 +63,7 @@ setup(
     entry_points={
         'console_scripts': [
             'mtkd-prepare-data=mtkd_data.preparation.prepare:main',
+            'mtkd-prepare-test-set=mtkd_data.preparation.test_set:main',
             'mtkd-verify-data=mtkd_data.preparation.verify:main',
             'mtkd-cache-teachers=mtkd_data.teacher_cache.command:main',
             'mtkd-evaluate=mtkd_eval.evaluate:main',

@@ -23,6 +23,7 @@ from benchmarks import record, run
 from mtkd.__main__ import main as mtkd
 from mtkd.compat import starting
 from mtkd_data.preparation.prepare import main as prepare
+from mtkd_data.preparation.test_set import main as prepare_test_set
 from mtkd_data.teacher_cache.command import main as cache_teachers
 from mtkd_data.whole_files import check_place, whole_file, whole_folder, write_atomically
 from mtkd_eval import measure
@@ -201,6 +202,7 @@ def schema(material: Path, out: Path, turn: int) -> int:
 ANEW: dict[str, Make] = {
     'prepare_data, LMDB': prepared('lmdb'),
     'prepare_data, folders': prepared('disk'),
+    'prepare_test_set': lambda material, out, turn: prepare_test_set(['--hr', f'{material}/hr', '--out', f'{out}/set']),
     'cache_teachers, LMDB': cached('lmdb'),
     'cache_teachers, folders': cached('disk'),
     'options': options,
