@@ -204,6 +204,21 @@ def test_points_lie_where_the_results_say(drawn: Drawn) -> None:
     assert any(text.get_text().startswith('bicubic ') for text in axes.texts)
 
 
+def test_panels_of_many_students_stand_below_each_other_with_whole_titles(elsewhere: Path, drawn: Drawn) -> None:
+    rows = [row for row in STUDY['gains'] if row['student'] == 'EDSR']
+    students = [f'{name}, a small one with many groups of blocks' for name in ('EDSR', 'RCAN', 'SwinIR')]
+    many = [{**row, 'student': student} for student in students for row in rows[: 1 + students.index(student)]]
+    (elsewhere / 'many.json').write_text(json.dumps({**STUDY, 'gains': many}))
+    figure = drawn(['gains', str(elsewhere / 'many.json')])
+    figure.draw_without_rendering()
+    places = [panel.get_position() for panel in figure.axes]
+    assert len({round(place.x0, 3) for place in places}) == 1
+    assert places[0].y0 > places[1].y1 > places[1].y0 > places[2].y1
+    for panel in figure.axes:
+        box = panel.title.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_gains_are_drawn_from_the_best_down_with_the_zero_line(drawn: Drawn) -> None:
     axes = drawn(COMMANDS['gains']).axes
     assert [panel.get_title() for panel in axes] == ['EDSR (n = 19)', 'SwinIR (n = 19)']

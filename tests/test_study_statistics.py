@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtkd_eval.study.report import insert, to_markdown
+from mtkd_eval.study.report import gains_table, insert, to_markdown
 from mtkd_eval.study.statistics import best, by_seed, gain, gains_over, images_won, interval, overall, spread
 
 
@@ -109,8 +109,8 @@ def test_the_page_says_what_the_figures_say() -> None:
     page = to_markdown(study())
     assert '7 of 9 runs' in page
     assert 'options/study/small.yml --set datasets/Set5 datasets/Set14`' in page
-    assert '| does it win? | EDSR, tiny | KD |' in page  # the better of the two on seed 0, the one they share
-    row = next(line for line in page.splitlines() if line.startswith('| MTKD |'))
+    assert '| does it win? | EDSR, tiny | KD | 1 |' in page  # the better of the two on seed 0, the one they share
+    row = next(line for line in page.splitlines() if line.startswith('| MTKD | 3 |'))
     assert '| 29.478 |' in row
     assert row.endswith('| 2.00 |')  # time of a step in units of the reference's
     assert '+0.194 [' in row
@@ -121,10 +121,18 @@ def test_methods_stand_beside_each_other_for_several_students() -> None:
     page = to_markdown(study(students={'edsr': 'EDSR, tiny', 'rcan': 'RCAN, tiny'}, results=[*RESULTS, *other]))
     head = page.splitlines().index('| gain over SCRATCH, dB | EDSR, tiny | RCAN, tiny |')
     kd, mtkd = (line.split(' | ') for line in page.splitlines()[head + 2 : head + 4])
-    assert (kd[0], kd[1], kd[2][0]) == ('| KD', '+0.100', '–')  # noqa: RUF001  the dash of tables
+    assert (kd[0], kd[1], kd[2][0]) == ('| KD', '+0.100, 1 seed', '–')  # noqa: RUF001  the dash of tables
     assert mtkd[1].startswith('**+0.194 [')
     assert mtkd[1] in mtkd[2]
     assert '| gain over SCRATCH, dB' not in to_markdown(study())
+
+
+def test_the_best_is_sought_among_methods_with_as_many_seeds_as_any() -> None:
+    lucky = result('kd', 0, [40.0, 41.0], [37, 38, 39])
+    others = [each for each in RESULTS if each['method'] != 'kd']
+    rows = gains_table(study(results=[*others, lucky])).splitlines()[2:]
+    assert ['**' in row for row in rows] == [False, True]
+    assert rows[0].endswith(', 1 seed |')
 
 
 def test_equal_time_is_a_table_of_its_own() -> None:

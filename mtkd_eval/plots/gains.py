@@ -17,6 +17,7 @@ from mtkd_eval.plots.text import signed, width_of
 
 ROW_KEYS = ('student', 'method', 'mean', 'low', 'high', 'n')
 BETTER, WORSE = COLOURS[0], COLOURS[1]
+MOST_BESIDE = 2  # panels; more would be too small on a page
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,22 @@ def draw_gains(gains: Gains, title: str = '', dpi: int = 150) -> Figure:
     """A row per method, sorted by mean, with its interval and the value in figures; the zero line is the reference.
 
     Full circles: the interval lies above zero; crosses: below; hollow ones: it holds zero; diamonds: a single
-    difference has none. All panels share one axis.
+    difference has none. All panels share one axis; more than two stand below each other.
     """
     students = gains.by_student()
-    rows = max(map(len, students.values()))
+    counts = [len(found) for found in students.values()]
+    stacked = len(students) > MOST_BESIDE
+    heights = counts if stacked else [max(counts)]
     names = max(width_of(row.method, NORMAL) for row in gains.rows)
     figures = max(width_of(_figures(row, False), SMALL) for row in gains.rows)
-    width = len(students) * (names + figures + 2.2)
-    figure = new_figure(max(width, 4.8), 0.24 * rows + 1.15 + 0.3 * bool(title), dpi)
+    width = names + figures + 3.6 if stacked else len(students) * (names + figures + 2.2)
+    height = sum(0.24 * rows + 0.65 for rows in heights) + 0.5
+    figure = new_figure(max(width, 4.8), height + 0.3 * bool(title), dpi)
     figure.get_layout_engine().set(w_pad=0.1)
-    axes = figure.subplots(1, len(students), squeeze=False, sharex=True)[0]
-    for panel, (student, found) in zip(axes, students.items(), strict=True):
-        _draw_panel(panel, student, found, rows)
+    shape = (len(students), 1) if stacked else (1, len(students))
+    axes = figure.subplots(*shape, squeeze=False, sharex=True, height_ratios=heights).flatten()
+    for number, (panel, (student, found)) in enumerate(zip(axes, students.items(), strict=True)):
+        _draw_panel(panel, student, found, heights[number if stacked else 0])
     low, high = min(0, *(row.ends[0] for row in gains.rows)), max(0, *(row.ends[1] for row in gains.rows))
     reach = max(high - low, 0.01)
     axes[0].xaxis.set_major_locator(MaxNLocator(5))

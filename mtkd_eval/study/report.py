@@ -61,8 +61,8 @@ def introduction(study: Mapping[str, Any]) -> str:
 def questions_table(study: Mapping[str, Any]) -> str:
     """Each question of the grid: one method against the best of others, chosen by the very figures compared."""
     lines = [
-        '| question | student | against | gain, dB | images won | interval above 0 |',
-        '|---|---|---|---:|---:|---|',
+        '| question | student | against | seeds | gain, dB | images won | interval above 0 |',
+        '|---|---|---|---:|---:|---:|---|',
     ]
     for title, question in study['questions'].items():
         for student in question.get('students') or study['students']:
@@ -75,13 +75,16 @@ def questions_table(study: Mapping[str, Any]) -> str:
             if found:
                 lines.append(
                     f'| {title} | {study["students"][student]} | {study["methods"][other]["title"]} | '
-                    f'{signed(found)} | {won[0]} of {won[1]} | {verdict(found)} |'
+                    f'{found.n} | {signed(found)} | {won[0]} of {won[1]} | {verdict(found)} |'
                 )
     return '\n'.join(lines)
 
 
 def gains_table(study: Mapping[str, Any]) -> str:
-    """Gains of all methods over the reference, a column per student, the largest of each in bold."""
+    """Gains of all methods over the reference, a column per student; bold: the largest over as many seeds as any.
+
+    A gain over fewer seeds says so.
+    """
     reference, run = study['reference'], {each['student'] for each in study['results']}
     students = {name: title for name, title in study['students'].items() if name in run}
     cells = {
@@ -92,10 +95,11 @@ def gains_table(study: Mapping[str, Any]) -> str:
         for student in students
         if method != reference
     }
-    largest = {
-        student: max((found.mean for (_, other), found in cells.items() if other == student and found), default=None)
-        for student in students
-    }
+    most, largest = {}, {}
+    for student in students:
+        column = [found for (_, other), found in cells.items() if other == student and found]
+        most[student] = max((found.n for found in column), default=0)
+        largest[student] = max((found.mean for found in column if found.n == most[student]), default=None)
     lines = [
         f'| gain over {study["methods"][reference]["title"]}, dB | {" | ".join(students.values())} |',
         f'|---|{"---:|" * len(students)}',
@@ -104,11 +108,18 @@ def gains_table(study: Mapping[str, Any]) -> str:
         row = [cells.get((method, student)) for student in students]
         if any(row):
             shown = [
-                NONE if found is None else f'**{signed(found)}**' if found.mean == largest[student] else signed(found)
-                for student, found in zip(students, row, strict=True)
+                _gain_cell(found, most[student], largest[student]) for student, found in zip(students, row, strict=True)
             ]
             lines.append(f'| {part["title"]} | {" | ".join(shown)} |')
     return '\n'.join(lines)
+
+
+def _gain_cell(found: Interval | None, most: int, largest: float | None) -> str:
+    if found is None:
+        return NONE
+    if found.n < most:
+        return f'{signed(found)}, {found.n} seed{"s" if found.n > 1 else ""}'
+    return f'**{signed(found)}**' if found.mean == largest else signed(found)
 
 
 def verdict(found: Interval) -> str:
@@ -134,13 +145,13 @@ def student_table(study: Mapping[str, Any], student: str) -> str:
     over = f' | gain over {study["methods"][reference]["title"]}' if reference else ''
     step = ' | time of a step'
     lines = [
-        f'| method | {" | ".join(sets)} | mean | SSIM{over}{step} |',
-        f'|---|{"---:|" * (len(sets) + 3 + bool(over))}',
+        f'| method | seeds | {" | ".join(sets)} | mean | SSIM{over}{step} |',
+        f'|---|{"---:|" * (len(sets) + 4 + bool(over))}',
     ]
     for method, cell in cells.items():
         if not cell:
             continue
-        row = [within(spread(cell, name)) for name in sets]
+        row = [str(len(cell)), *(within(spread(cell, name)) for name in sets)]
         mean = f'{means[method]:.3f}'
         whole = len({len(each) for each in cells.values() if each}) == 1  # means over other seeds do not compare
         row.append(f'**{mean}**' if whole and means[method] == max(means.values()) else mean)
