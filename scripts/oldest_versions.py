@@ -1,5 +1,6 @@
 """Print the oldest version of every package that setup.py allows, as pip's constraints: ``name==version`` lines."""
 
+import argparse
 import ast
 from pathlib import Path
 
@@ -17,4 +18,5 @@ def oldest_versions(setup: str) -> list[str]:
 
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print('\n'.join(oldest_versions(SETUP.read_text(encoding='utf-8'))))
