@@ -94,7 +94,7 @@ def test_the_term_is_that_of_the_formula(encoder: dict[str, Any], size: int, cou
 
 def test_several_teachers_count_by_their_weights(encoder: dict[str, Any]) -> None:
     student, lq = narrow_student('edsr'), image_batch(3, 3, 8, 8)
-    term = built(CSDDistiller(encoder, {'edsr': 0.25, 'rcan': 2.0}), student, TEACHERS, lq)
+    term = built(CSDDistiller(encoder, {'edsr': 0.25, 'rcan': 2.0}, loss_weight=1.0), student, TEACHERS, lq)
     step = step_of(term, student, TEACHERS, lq)
     expected = [oracle(term, step.student, step.teachers[name], lq, 10) for name in ('edsr', 'rcan')]
     assert term(step).item() == pytest.approx(0.25 * expected[0] + 2 * expected[1], rel=1e-5)

@@ -171,6 +171,7 @@ MUTATIONS = [
     ('train.amp', False, 'train.amp should be null, bf16 or fp16; it is False: YAML 1.1 reads on, off, yes and no'),
     ('train.warmup_iters', 3, "unknown key 'warmup_iters' in train: did you mean 'warmup_iter'?"),
     ('train.optim_g.lr', '1e-4', "lr is the string '1e-4', not a number: YAML 1.1 wants 0.0001 or !!float 1e-4"),
+    ('train.optim_g.lr', f'1e{9**30}', 'train.optim_g.lr should be a number, at least 0; it is'),
     ('train.optim_g.lr', -1, 'train.optim_g.lr should be a number, at least 0; it is -1'),
     ('train.optim_g.betas', [0.9], 'train.optim_g.betas should be a list of 2 numbers, at least 0 and below 1'),
     ('train.optim_g.weight_decy', 0, "unknown key 'weight_decy' in train.optim_g: did you mean 'weight_decay'?"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtkd.schema.problem import Problem, join, shown
 
-NUMBER_IN_A_STRING = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)[eE][+-]?\d+')
+NUMBER_IN_A_STRING = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)[eE][+-]?0*\d{1,3}')  # a larger exponent is nobody's
 LONGEST_NUMBER = 20  # digits
 
 
