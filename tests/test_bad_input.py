@@ -66,6 +66,14 @@ def test_everything_that_is_missing_is_named_at_once_with_its_line(
     assert [lines[number - 1].strip().partition(':')[0] for number in numbers] == keys
 
 
+@pytest.mark.parametrize('key', ['network', 'path'])
+def test_an_encoder_that_lacks_a_key_is_refused(options: Options, refusal: Callable[..., str], key: str) -> None:
+    encoder = {'network': small_network('edsr'), 'path': 'nowhere/encoder.pth', 'taps': ['body.0']}
+    del encoder[key]
+    options['train']['distill']['csd'] = {'type': 'CSDDistiller', 'encoder': encoder}
+    assert f"lacks the key '{key}'" in refusal(options)
+
+
 def test_a_run_from_a_cache_may_miss_the_weights_of_its_teachers(options: Options, refusal: Callable[..., str]) -> None:
     options['teachers']['edsr']['path'] = 'nowhere/edsr.pth'
     options['datasets']['train'].update(type='CachedTeacherDataset', dataroot_cache='nowhere/cache')

@@ -1,5 +1,6 @@
 """Every method is documented and measured, the table is that of the registry, and the worked example works."""
 
+import inspect
 import json
 import re
 import sys
@@ -77,6 +78,11 @@ def test_the_benchmark_measures_every_method_beside_the_scratch_step(tmp_path: P
     assert figures['methods']['scratch']['ratio'] == 1
     assert all(entry['median_s'] > 0 and entry['ratio'] > 0 for entry in figures['methods'].values())
     assert {'date', 'commit', 'torch', 'device'} <= figures.keys()
+
+
+@pytest.mark.parametrize(('name', 'weight'), [('CSDDistiller', 200 / 255), ('DCKDDistiller', 0.1)])
+def test_a_contrastive_method_has_its_published_weight_where_none_is_given(name: str, weight: float) -> None:
+    assert inspect.signature(DISTILLER_REGISTRY.get(name)).parameters['loss_weight'].default == weight
 
 
 def test_the_sections_to_copy_are_understood_and_leave_no_method_without_an_option(options: dict[str, Any]) -> None:

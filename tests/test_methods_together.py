@@ -208,13 +208,16 @@ def _learn(real: Options, train: Callable[..., Path], learned: Options) -> None:
     heads = scratch(copy.deepcopy(real))
     heads.update(name='teacher with heads', model_type='HierarchicalModel')
     heads['network_g'] = {**HIERARCHICAL, 'network': teacher['network_g']}
-    teachers = {}
+    teachers, found = {}, {}
     for name, run in (('edsr', teacher), ('hkdsr', heads)):
         path = learned['folder'] / f'{name}.pth'
-        shutil.copy(train(run) / 'models/net_g_latest.pth', path)
+        experiment = train(run)
+        shutil.copy(experiment / 'models/net_g_latest.pth', path)
+        found[name] = _psnr(experiment)[-1]
         teachers[name] = {'network': run['network_g'], 'path': str(path), 'param_key': 'params_ema'}
     control = scratch(copy.deepcopy({**real, 'aggregator': None}))
     learned['scratch'] = _psnr(train({**control, 'name': 'scratch'}))[-1]
+    assert min(found.values()) > learned['scratch'] - 1.5, 'a teacher diverges'
     learned['teachers'] = teachers
 
 

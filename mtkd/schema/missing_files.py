@@ -32,7 +32,7 @@ def _data(datasets: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             message = missing_root(Path(dataset[key]), lmdb) if dataset.get(key) else ''
             if message:
                 yield f'datasets.{phase}.{key}', message
-        cache = Path(dataset.get('dataroot_cache') or '.')
+        cache = Path(dataset.get('dataroot_cache') or '.')  # without one: a folder that is there
         if not cache.exists() and not cache.with_name(f'{cache.name}.partial').exists():
             yield (
                 f'datasets.{phase}.dataroot_cache',
@@ -54,6 +54,8 @@ def _weights(opt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if path and not Path(path).expanduser().is_file():
             yield where, f'no such weights file: {path}'
     for name, term in (train.get('distill') or {}).items():
-        missing = missing_weights(term['encoder']) if 'encoder' in term else None
+        encoder = term.get('encoder') or {}
+        whole = 'weights' in encoder or {'network', 'path'} <= encoder.keys()
+        missing = missing_weights(encoder) if whole else None
         if missing:
             yield f'train.distill.{name}.encoder.{missing[0]}', missing[1]
