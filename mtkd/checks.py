@@ -9,8 +9,6 @@ from typing import Any
 from mtkd.schema.problem import nearest_name, unknown_key
 from mtkd_data.lmdb_pages import sound_keys
 
-LISTING = 'meta_info.txt'  # of an LMDB
-
 # key: (type, default, meaning); the schema (the words of a type are those of mtkd/schema/words.py) and docs/options.md
 # are made from these tables
 OUR_TOP_LEVEL_KEYS = {
@@ -162,7 +160,7 @@ def _check_train_size(dataset: Mapping[str, Any], images: int, where: str) -> No
 
 def _check_patch_fits(root: Path, gt_size: int, where: str) -> None:
     # lines of meta_info.txt: key.png (height,width,channels) compression_level
-    lines = re.findall(r'^(.+?)\.\w+ \((\d+),(\d+),\d+\)', (root / LISTING).read_text(), flags=re.MULTILINE)
+    lines = re.findall(r'^(.+?)\.\w+ \((\d+),(\d+),\d+\)', (root / 'meta_info.txt').read_text(), flags=re.MULTILINE)
     small = [f'{key} ({height} x {width})' for key, height, width in lines if min(int(height), int(width)) < gt_size]
     if small:
         raise ValueError(
@@ -173,7 +171,7 @@ def _check_patch_fits(root: Path, gt_size: int, where: str) -> None:
 
 def missing_root(root: Path, lmdb: bool) -> str:
     """What to say of a data root that is not there, or an empty text."""
-    if (root / LISTING if lmdb else root).exists():
+    if (root / 'meta_info.txt' if lmdb else root).exists():
         return ''
     return f'no such LMDB (no meta_info.txt): {root}' if lmdb else f'no such folder: {root}'
 
@@ -189,7 +187,7 @@ def image_keys(root: Path, lmdb: bool, where: str) -> set[str]:
     if missing:
         raise FileNotFoundError(f'{where}: {missing}')
     if lmdb:
-        keys = _listed_keys(root / LISTING, where)
+        keys = _listed_keys(root / 'meta_info.txt', where)
         if (root / 'data.mdb').is_file():
             sound_keys(root)  # once, for this process and the loader workers it forks
     else:

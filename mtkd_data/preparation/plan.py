@@ -19,6 +19,12 @@ SHOWN_PROBLEMS = 20
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
+def check_scales(scales: Sequence[int]) -> None:
+    """Raise ValueError unless ``scales`` are different numbers of at least 2."""
+    if not scales or min(scales) < 2 or len(set(scales)) < len(scales):
+        raise ValueError(f'scales must be different whole numbers of at least 2, got {list(scales)}')
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides the content of a data set. Raises ValueError where the values contradict each other."""
@@ -34,8 +40,7 @@ class Settings:
     min_side: int = 0
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) < 2 or len(set(self.scales)) < len(self.scales):
-            raise ValueError(f'scales must be different whole numbers of at least 2, got {list(self.scales)}')
+        check_scales(self.scales)
         if not 0 <= self.compression_level <= 9:
             raise ValueError(f'compression level must lie in 0..9, got {self.compression_level}')
         if self.sub_image < 0 or self.thresh < 0 or (self.sub_image and self.step < 1):

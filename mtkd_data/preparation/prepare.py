@@ -82,7 +82,7 @@ def prepare_dataset(
     if out.exists():
         raise FileExistsError(f'{out}: exists already: delete it or choose another --out')
     folders = [hr] if isinstance(hr, Path) else list(hr)
-    _check_folders(folders, out)
+    check_folders(folders, out)
     check_place(out)
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
@@ -101,7 +101,7 @@ def prepare_dataset(
     return description
 
 
-def _check_folders(folders: Sequence[Path], out: Path) -> None:
+def check_folders(folders: Sequence[Path], out: Path) -> None:
     """Raise ValueError for HR folders that are named twice, or hold `out`."""
     if not folders:
         raise ValueError('expected at least one folder of HR images, got none')

@@ -9,7 +9,8 @@ from tqdm import tqdm
 from mtkd_data.command_line import exit_code
 from mtkd_data.image_io import check_header, encode_png, key_images, list_images, read_header, read_image
 from mtkd_data.preparation.matlab_bicubic import imresize_bicubic, mod_crop
-from mtkd_data.preparation.plan import list_problems
+from mtkd_data.preparation.plan import check_scales, list_problems
+from mtkd_data.preparation.prepare import check_folders
 from mtkd_data.whole_files import check_place, whole_folder
 
 COMPRESSION_LEVEL = 6
@@ -24,14 +25,12 @@ def prepare_test_set(hr: Path, out: Path, scales: Sequence[int], progress: bool 
     Raises FileExistsError for an existing `out`, ValueError for scales below 2 or given twice and, naming all, for
     images that cannot be used.
     """
-    if not scales or min(scales) < 2 or len(set(scales)) < len(scales):
-        raise ValueError(f'scales must be different whole numbers of at least 2, got {list(scales)}')
+    check_scales(scales)
+    check_folders([hr], out)
     keyed = key_images(list_images(hr))
     problems = [problem for path in keyed.values() for problem in _problems(path, max(scales))]
     if problems:
         raise ValueError(f'{len(problems)} of {len(keyed)} images cannot be used:\n  ' + list_problems(problems))
-    if out.resolve().is_relative_to(hr.resolve()):
-        raise ValueError(f'{out}: lies inside the folder of the HR images, {hr}: choose another --out')
     check_place(out)
     with whole_folder(out) as folder:
         for name in ('HR', *(f'LRbicx{scale}' for scale in scales)):

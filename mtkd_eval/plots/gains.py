@@ -102,7 +102,7 @@ def draw_gains(gains: Gains, title: str = '', dpi: int = 150) -> Figure:
     students = gains.by_student()
     counts = [len(found) for found in students.values()]
     stacked = len(students) > MOST_BESIDE
-    heights = counts if stacked else [max(counts)]
+    heights = counts if stacked else [max(counts)]  # in rows, of the panels below each other
     names = max(width_of(row.method, NORMAL) for row in gains.rows)
     figures = max(width_of(_figures(row, False), SMALL) for row in gains.rows)
     width = names + figures + 3.6 if stacked else len(students) * (names + figures + 2.2)
