@@ -5,6 +5,7 @@ tells.
 """
 
 import mmap
+import multiprocessing
 from typing import Any
 
 import cv2
@@ -56,6 +57,7 @@ class Marks:
 
     def __init__(self, count: int) -> None:
         self._bytes = mmap.mmap(-1, max(count, 1))
+        self._lock = multiprocessing.Lock()
         self.count = count
 
     def __getitem__(self, number: int) -> int:
@@ -63,6 +65,14 @@ class Marks:
 
     def __setitem__(self, number: int, mark: int) -> None:
         self._bytes[number] = mark
+
+    def claim(self, number: int, mark: int) -> int:
+        """Give an item a mark: how many have it now, or 0 where it had it already, of several processes all but one."""
+        with self._lock:
+            if self[number] == mark:
+                return 0
+            self[number] = mark
+            return len(self.marked(mark))
 
     def marked(self, mark: int) -> list[int]:
         """The items that have this mark."""

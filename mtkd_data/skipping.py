@@ -45,8 +45,10 @@ class SkippingDataset(WrappedDataset):
         return self.dataset.image_of(index) if hasattr(self.dataset, 'image_of') else int(index)
 
     def _count(self, number: int, error: DamagedImage) -> None:
-        self.damaged[number], self.reasons[number] = FOUND, str(error)
-        found = len(self.damaged.marked(FOUND))
+        self.reasons[number] = str(error)
+        found = self.damaged.claim(number, FOUND)
+        if not found:
+            return  # another loader worker was faster
         if found > self.limit:
             raise self._too_many() from error
         logger = logging.getLogger('basicsr')  # only errors are shown of processes other than the first

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import multiprocessing
 import random
 import shutil
 import struct
@@ -425,6 +426,39 @@ def test_a_replacement_is_the_next_whole_image_by_the_same_seed(
     assert [record.message.partition(' (')[0] for record in caplog.records] == [
         'damaged image 1 of 2 allowed', 'damaged image 2 of 2 allowed',
     ]  # fmt: skip
+
+
+def test_an_image_that_two_workers_find_at_the_same_time_is_counted_once(tmp_path: Path) -> None:
+    forked = multiprocessing.get_context('fork')
+    both = forked.Barrier(2)
+
+    class Damaged:
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> int:
+            if index % 2 == 0:
+                both.wait(20)
+                raise DamagedImage(f'image {index}')
+            return index
+
+    skipping = SkippingDataset(Damaged(), 4)
+
+    def read(log: Path) -> None:
+        logger = logging.getLogger('basicsr')
+        logger.addHandler(logging.FileHandler(log))
+        assert [skipping[index] for index in range(0, 8, 2)] == [1, 3, 5, 7]
+
+    logs = [tmp_path / f'{number}.log' for number in range(2)]
+    workers = [forked.Process(target=read, args=(log,)) for log in logs]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert sorted(line.partition(' of 4')[0] for log in logs for line in log.read_text().splitlines()) == [
+        f'damaged image {number}' for number in (1, 2, 3, 4)
+    ]
 
 
 def test_a_set_of_damaged_images_alone_stops(gt: Images, tmp_path: Path) -> None:
