@@ -283,7 +283,10 @@ def test_what_the_user_has_set_is_neither_used_nor_changed(elsewhere: Path) -> N
         (['scatter', 'study.json'], 'study.json: expected the JSON of scripts/evaluate.py'),
         (['scatter', 'none.json'], 'no such file: none.json'),
         (['scatter', 'table.json', '--sets', 'Set5'], 'no results on Set5'),
-        (['gains', 'table.json'], "table.json: expected a list of rows under the key 'gains'"),
+        (
+            ['gains', 'table.json'],
+            "table.json: expected the study.json of a study, or a list of rows under the key 'gains'",
+        ),
         (['gains', 'study.json', '--dpi', '0'], '--dpi must be at least 1, got 0'),
     ],
 )

@@ -283,14 +283,20 @@ def test_a_single_difference_has_no_interval(tmp_path: Path) -> None:
     ('content', 'message'),
     [
         ('{', 'cannot be read as JSON'),
-        ('[]', "expected a list of rows under the key 'gains'"),
-        ({'gains': [], **WORDS}, "expected a list of rows under the key 'gains'"),
+        ('[]', "expected the study.json of a study, or a list of rows under the key 'gains'"),
+        ({'gains': [], **WORDS}, "expected the study.json of a study, or a list of rows under the key 'gains'"),
         ({'gains': [ROW]}, "a.json lacks the key 'reference'"),
         ({'gains': [{**ROW, 'lo': 1}], **WORDS}, "unknown key 'lo' in .*gains.0: did you mean 'low'"),
         ({'gains': [{'student': 'a'}], **WORDS}, "gains.0 lacks the key 'method'"),
         ({'gains': [{**ROW, 'mean': 'x'}], **WORDS}, 'gains.0: expected numbers of dB'),
         ({'gains': [{**ROW, 'high': None}], **WORDS}, 'gains.0: expected numbers of dB'),
         ({'gains': [{**ROW, 'high': 0.05}], **WORDS}, 'gains.0: expected low <= mean <= high, got 0.0, 0.1, 0.05'),
+        ({'results': []}, "a.json lacks the key 'reference'"),
+        ({'results': [1], **WORDS, 'students': {'a': 'A'}, 'methods': {}}, 'a.json: not as run_study.py writes it'),
+        (
+            {'results': [], **WORDS, 'reference': None, 'students': {}, 'methods': {}},
+            'without a `reference` has no gains',
+        ),
         ({'gains': [ROW, ROW], **WORDS}, 'gains.1: a second row of EDSR, KD'),
     ],
 )

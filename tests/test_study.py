@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import AGGREGATOR, write_option
 
+from mtkd_eval.plots.gains import read_gains
 from mtkd_eval.study import running
 from mtkd_eval.study.command import main
 from mtkd_eval.study.running import RunFailedError, Study, call, in_parallel, step_seconds, visible_devices
@@ -87,8 +88,9 @@ def test_a_study_runs_is_resumed_and_written_up(
     # a seed gives every method the same student, and nothing was learned
     (first, *others) = [each['sets'] for each in study['results']]
     assert all(other == first for other in others)
-    gains = json.loads((out / 'gains.json').read_text())['gains']
-    assert [(row['method'], row['mean']) for row in gains] == [('kd', 0.0), ('mtkd', 0.0)]
+    gains = read_gains(out / 'study.json')
+    assert [(row.method, row.mean) for row in gains.rows] == [('kd', 0.0), ('mtkd', 0.0)]
+    assert study['targets'] == {'the target': ['the EDSR teacher']}
     assert set(study['networks']) == {'the EDSR teacher', 'the target'}
     assert study['networks']['the target']['parameters'] > study['networks']['the EDSR teacher']['parameters']
     assert all(each['step_seconds'] > 0 for each in study['results'] if each['iterations'] > 1)  # one step has no pace
@@ -103,6 +105,10 @@ def test_a_study_runs_is_resumed_and_written_up(
     before = page.read_text()
     assert main(command) == 0
     assert page.read_text() == before
+    again = tmp_path / 'again.md'
+    again.write_text('# Results\n')
+    assert main([str(out / 'study.json'), '--report', '--page', str(again)]) == 0
+    assert again.read_text() == before
     capsys.readouterr()
     assert main([str(grid), '--out', str(out), '--list']) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done'] * 4
@@ -237,6 +243,30 @@ def test_a_mistake_is_told_before_anything_is_written(
     assert main([str(grid), '--out', str(tmp_path / 'out'), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'arguments', 'message'),
+    [
+        ('{}', [], 'a study.json can only be written up again: --report --page PAGE.md'),
+        ('{}', ['--report'], 'a study.json can only be written up again: --report --page PAGE.md'),
+        ('{}', ['--report', '--page', 'results.md'], 'study.json: no study.json: KeyError'),
+        ('[', ['--report', '--page', 'results.md'], 'study.json: no study.json: JSONDecodeError'),
+    ],
+)
+def test_what_is_no_study_is_not_written_up(
+    content: str,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('study.json').write_text(content)
+    assert main(['study.json', *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path('results.md').exists()
 
 
 def test_data_that_are_missing_are_made_by_the_command_of_the_grid(

@@ -7,7 +7,20 @@ import pytest
 from scipy import stats
 
 from mtkd_eval.study.report import gains_table, insert, to_markdown
-from mtkd_eval.study.statistics import best, by_seed, gain, gains_over, images_won, interval, overall, spread
+from mtkd_eval.study.statistics import (
+    Interval,
+    best,
+    by_seed,
+    gain,
+    gains_over,
+    image_gain,
+    images_won,
+    interval,
+    overall,
+    spread,
+)
+
+MADE = {'device': 'x86_64 CPU', 'threads': 2, 'torch': '2.11'}
 
 
 def result(method: str, seed: int, small: list[float], large: list[float], **more: object) -> dict:
@@ -17,9 +30,8 @@ def result(method: str, seed: int, small: list[float], large: list[float], **mor
         for name, values in (('Set5', small), ('Set14', large))
     }
     cell = {'student': 'edsr', 'method': method, 'seed': seed, 'clock': False, 'step_seconds': 0.5, 'iterations': 10}
-    made = {'device': 'x86_64 CPU', 'threads': 2, 'torch': '2.11'}
     return (
-        cell | {'threads': 2, 'jobs': 1, 'sets': sets, 'parameters': 1000, 'macs': 10**9, 'circumstances': made} | more
+        cell | {'threads': 2, 'jobs': 1, 'sets': sets, 'parameters': 1000, 'macs': 10**9, 'circumstances': MADE} | more
     )
 
 
@@ -42,9 +54,9 @@ def test_an_interval_is_that_of_scipy() -> None:
     assert found.mean == pytest.approx(0.115)
 
 
-def test_one_value_has_no_interval_and_is_never_above_zero() -> None:
+def test_one_value_has_no_interval_and_lies_nowhere() -> None:
     found = interval([0.5])
-    assert (found.low, found.high, found.n, found.above_zero) == (None, None, 1, False)
+    assert (found.low, found.high, found.n, found.verdict) == (None, None, 1, None)
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -100,7 +112,7 @@ def study(**more: object) -> dict:
         'name': 'small', 'title': 'A study', 'grid': 'options/study/small.yml', 'scale': 4, 'iterations': 10,
         'reference': 'scratch', 'like': 'mtkd', 'planned': 9, 'test_sets': ['Set5', 'Set14'],
         'given_sets': ['datasets/Set5', 'datasets/Set14'], 'own_sets': False,
-        'students': {'edsr': 'EDSR, tiny'}, 'methods': methods, 'networks': {}, 'results': RESULTS,
+        'students': {'edsr': 'EDSR, tiny'}, 'methods': methods, 'networks': {}, 'targets': {}, 'results': RESULTS,
         'questions': {'does it win?': {'method': 'mtkd', 'best_of': ['scratch', 'kd']}},
     } | more  # fmt: skip
 
@@ -139,7 +151,44 @@ def test_equal_time_is_a_table_of_its_own() -> None:
     clocked = [result('kd', seed, [30.0, 31.0], [27, 28, 29], clock=True, iterations=7) for seed in (0, 1, 2)]
     page = to_markdown(study(results=[*RESULTS, *clocked]))
     assert '### Equal wall-clock time' in page
-    assert '| EDSR, tiny | KD | 7 | 29.250 | -0.' in page
+    assert '| EDSR, tiny | KD | 3 | 7 | 29.25 ± 0.00 | -0.' in page
+
+
+@pytest.mark.parametrize(
+    ('ends', 'words'), [((0.1, 0.3), 'above zero'), ((-0.3, -0.1), 'below zero'), ((-0.1, 0.2), 'holds zero')]
+)
+def test_an_interval_says_on_which_side_of_zero_it_lies(ends: tuple[float, float], words: str) -> None:
+    assert Interval(0.0, *ends, 3).verdict == words
+
+
+def test_images_pair_networks_that_have_no_seeds() -> None:
+    one, other = (result('x', 0, *images) for images in (([30.0, 31.5], [27, 28, 29]), ([30.0, 31.0], [26, 28, 29.5])))
+    found, won = image_gain(one, other)
+    test = stats.ttest_rel([30.0, 31.5, 27, 28, 29], [30.0, 31.0, 26, 28, 29.5])
+    assert (found.n, won, found.mean) == (5, 2, pytest.approx(0.2))
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
+
+
+def test_targets_stand_against_their_best_teacher_and_each_other() -> None:
+    images = {'weak': 29.0, 'strong': 31.0, 'foreign': 40.0, 'mean': 30.0, 'merged': 32.0}
+    networks = {
+        name: result(name, 0, [psnr, psnr + 1], [psnr] * 3) | {'parameters': 1} for name, psnr in images.items()
+    }
+    targets = {'mean': ['weak', 'strong'], 'merged': ['weak', 'strong'], 'of one': ['foreign']}
+    page = to_markdown(study(networks=networks, targets=targets))
+    rows = [line.split(' | ')[:3] for line in page.split('| target | against |')[1].splitlines()[2:5]]
+    assert rows == [
+        ['| mean', 'strong', '-1.000 [-1.000, -1.000]'],
+        ['| merged', 'strong', '+1.000 [+1.000, +1.000]'],
+        ['| merged', 'mean', '+2.000 [+2.000, +2.000]'],
+    ]
+    assert 'of one' not in page  # not measured
+
+
+def test_the_page_names_the_code_that_trained() -> None:
+    made = [{**each, 'trained_on': MADE | {'commit': commit}} for each, commit in zip(RESULTS, 'aabbaab', strict=True)]
+    assert '; code of a, b. ' in to_markdown(study(results=made))
+    assert '; code of unknown. ' in to_markdown(study())
 
 
 def test_gains_leave_the_reference_out() -> None:

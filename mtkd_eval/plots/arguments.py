@@ -129,5 +129,5 @@ def _gains(kinds: argparse._SubParsersAction) -> argparse.ArgumentParser:
         '"gains": a list of {"student", "method", "mean", "low", "high", "n"}, low and high null for a single '
         'value, and the texts "reference", "test_sets" and "interval".',
     )
-    kind.add_argument('study', type=Path, metavar='GAINS.json', help='gains.json of a study')
+    kind.add_argument('study', type=Path, metavar='STUDY.json', help='study.json of a study')
     return kind

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from mtkd.checks import require_keys, require_known_keys
 from mtkd_eval.plots.style import COLOURS, GREY, LARGE, NORMAL, SMALL, new_figure, styled
 from mtkd_eval.plots.text import signed, width_of
+from mtkd_eval.study.report import gains_of
 
 ROW_KEYS = ('student', 'method', 'mean', 'low', 'high', 'n')
 BETTER, WORSE = COLOURS[0], COLOURS[1]
@@ -57,7 +58,9 @@ class Gains:
 
 
 def read_gains(path: Path) -> Gains:
-    """The key ``gains`` of a JSON file, a list of rows, with ``reference``, ``test_sets`` and ``interval`` beside it.
+    """The gains of a study.json, or of a file with a list of rows under ``gains``.
+
+    Beside the rows stand ``reference``, ``test_sets`` and ``interval``.
 
     Raises FileNotFoundError, or ValueError naming the row for whatever is missing, unknown or no number.
     """
@@ -67,15 +70,25 @@ def read_gains(path: Path) -> Gains:
         content = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{path}: cannot be read as JSON: {error}') from error
+    if isinstance(content, Mapping) and 'results' in content:
+        content = _of_study(content, path)
     rows = content.get('gains') if isinstance(content, Mapping) else None
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: expected a list of rows under the key 'gains'")
+        raise ValueError(f"{path}: expected the study.json of a study, or a list of rows under the key 'gains'")
     require_keys(content, ('reference', 'test_sets', 'interval'), str(path))
     gains = tuple(_gain(row, f'{path}: gains.{index}') for index, row in enumerate(rows))
     for index, row in enumerate(gains):
         if any((row.student, row.method) == (other.student, other.method) for other in gains[:index]):
             raise ValueError(f'{path}: gains.{index}: a second row of {row.student}, {row.method}')
     return Gains(gains, *(str(content[key]) for key in ('reference', 'test_sets', 'interval')))
+
+
+def _of_study(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    require_keys(content, ('reference', 'results', 'students', 'methods', 'test_sets'), str(path))
+    try:
+        return gains_of(content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: not as run_study.py writes it: {type(error).__name__}: {error}') from error
 
 
 def _gain(row: Any, where: str) -> Gain:

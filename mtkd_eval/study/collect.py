@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtkd_data.whole_files import write_atomically
-from mtkd_eval.study.grid import Run, clock_cells, clock_iterations
+from mtkd_eval.study.grid import CACHE_PART, Grid, Run, cache_options, clock_cells, clock_iterations
 from mtkd_eval.study.running import Study
 
 
@@ -56,7 +56,20 @@ def as_study(study: Study, planned: Sequence[Run], timed: Sequence[Run]) -> dict
         'methods': {name: titled(part, name) for name, part in grid.methods.items()},
         'questions': {title: dict(question) for title, question in grid.questions.items()},
         'networks': study.networks(),
+        'targets': teachers_of_targets(grid),
         'results': results,
+    }
+
+
+def teachers_of_targets(grid: Grid) -> dict[str, list[str]]:
+    """Title of each target under ``networks`` -> those of its teachers there."""
+    parts = {title: CACHE_PART.fullmatch(str(part)) for title, part in grid.networks.items()}
+    caches = {title: cache_options(grid, part['cache'])['teachers'] for title, part in parts.items()}
+    teachers = {title: caches[title][part['teacher']] for title, part in parts.items() if part['teacher']}
+    return {
+        title: [name for name, teacher in teachers.items() if teacher in caches[title].values()]
+        for title, part in parts.items()
+        if not part['teacher']
     }
 
 

@@ -8,9 +8,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,9 +22,8 @@ from mtkd_eval.image_sets import find_sets
 from mtkd_eval.study.collect import as_study, clock_plan
 from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
 from mtkd_eval.study.overlay import references
-from mtkd_eval.study.report import gains_of, insert, to_markdown
+from mtkd_eval.study.report import insert, to_markdown
 from mtkd_eval.study.running import RunFailedError, Study, in_parallel
-from mtkd_eval.study.statistics import gains_over
 
 SMOKE_ITERATIONS = 4
 
@@ -142,12 +142,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '  python scripts/run_study.py options/study/small_x4.yml --list\n'
         '  python scripts/run_study.py options/study/small_x4.yml --set datasets/Set5 datasets/Urban100 --jobs 8\n'
         "  python scripts/run_study.py options/study/small_x4.yml --only 'edsr-mtkd*' 'edsr-scratch*'\n"
-        'writes <out>/{study.json,gains.json,results.md}; experiments, caches, logs and option files lie beside them\n'
+        '  python scripts/run_study.py benchmarks/results/study/small_x4.json --report --page docs/results.md\n'
+        'writes <out>/{study.json,results.md}; experiments, caches, logs and option files lie beside them\n'
         'exit code: 0 done, 2 refused or failed, 130 interrupted',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('grid', type=Path, help='grid file, see options/study and docs/studies.md')
+    add('grid', type=Path, help='grid file, see options/study and docs/studies.md; or a study.json')
     add('--out', type=Path, help='folder of the study (default: results/study/<name>)')
     add(
         '--set',
@@ -180,6 +181,9 @@ def run(given: argparse.Namespace) -> dict[str, str]:
     for path in (given.page, given.json):
         if path is not None:
             check_place(path)
+    if given.grid.suffix == '.json':
+        write_up_again(given)
+        return {}
     grid = read_grid(given.grid)
     folder = given.out or Path('results/study') / grid.name
     if given.smoke:
@@ -207,6 +211,18 @@ def run(given: argparse.Namespace) -> dict[str, str]:
     if not failures or any(study.result_of(each) for each in planned):
         write_up(study, planned, given.page, given.json)
     return failures
+
+
+def write_up_again(given: argparse.Namespace) -> None:
+    """The tables of a study.json put into a page, as they were when it was made, without the runs behind it."""
+    if not given.report or given.page is None:
+        raise ValueError(f'{given.grid}: a study.json can only be written up again: --report --page PAGE.md')
+    try:
+        content = json.loads(given.grid.read_text(encoding='utf-8'))
+        to_markdown(content)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f'{given.grid}: no study.json: {type(error).__name__}: {error}') from error
+    insert_into(given.page, content)
 
 
 def _clear(study: Study, planned: Sequence[Run], redone: Sequence[Run], redo_stale: bool) -> None:
@@ -239,24 +255,25 @@ def carry_out(
 
 
 def write_up(study: Study, planned: Sequence[Run], page: Path | None, copy: Path | None) -> None:
-    """Write study.json, gains.json and results.md, and the tables into ``page``."""
+    """Write study.json and results.md, and the tables into ``page``."""
     timed = clock_runs(study.grid, clock_plan(study, planned, keep=False))
     content = as_study(study, planned, timed)
     if not content['results']:
         raise ValueError(f'{study.folder}: no finished run to write up')
-    text = to_markdown(content)
     data = json.dumps(content, indent=1).encode()
     write_atomically(study.folder / 'study.json', data)
-    write_atomically(study.folder / 'results.md', text.encode())
-    if study.grid.reference:
-        rows = gains_over(content['results'], study.grid.reference, list(study.grid.students), list(study.grid.methods))
-        write_atomically(study.folder / 'gains.json', json.dumps(gains_of(rows, content), indent=1).encode())
+    write_atomically(study.folder / 'results.md', to_markdown(content).encode())
     if copy:
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(copy, data)
     if page:
-        old = page.read_text() if page.is_file() else ''
-        write_atomically(page, insert(old, study.grid.name, text).encode())
+        insert_into(page, content)
+
+
+def insert_into(page: Path, content: Mapping[str, Any]) -> None:
+    """The tables of a study put into a Markdown page."""
+    old = page.read_text() if page.is_file() else ''
+    write_atomically(page, insert(old, content['name'], to_markdown(content)).encode())
 
 
 def _matches(run: Run, patterns: Sequence[str]) -> bool:

@@ -27,7 +27,7 @@ PART_KEYS = {
     'questions': ('method', 'best_of', 'students'),
 }
 EXTENDABLE = ('trained', 'caches', 'students', 'methods')
-CACHE_PART = re.compile(r'(?P<cache>[^:]+):(target|teachers\..+)')
+CACHE_PART = re.compile(r'(?P<cache>[^:]+):(target|teachers\.(?P<teacher>.+))')
 
 
 @dataclass(frozen=True)

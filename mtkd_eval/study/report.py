@@ -1,6 +1,6 @@
 """A study as a page: every figure from its JSON file, none typed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -9,6 +9,8 @@ from mtkd_eval.study.statistics import (
     best,
     by_seed,
     gain,
+    gains_over,
+    image_gain,
     images_won,
     overall,
     set_mean,
@@ -28,7 +30,7 @@ def to_markdown(study: Mapping[str, Any], level: int = 2) -> str:
     if study['reference'] and len({each['student'] for each in study['results']}) > 1:
         parts += [f'{head} Every method on every student', gains_table(study)]
     if study['networks']:
-        parts += [f'{head} Teachers and targets', networks_table(study)]
+        parts += [f'{head} Teachers and targets', networks_table(study), targets_table(study)]
     for student, title in study['students'].items():
         if any(each['student'] == student and not each['clock'] for each in study['results']):
             parts += [f'{head} {title}', student_table(study, student), costs(study, student)]
@@ -46,13 +48,15 @@ def introduction(study: Mapping[str, Any]) -> str:
         f'seeds {", ".join(map(str, seeds))}, {len(study["results"])} of {study["planned"]} runs.',
         "Figures are means over the seeds, ± half the width of Student's 95 % interval; PSNR-Y in dB, "
         f'{study["scale"]} pixels cropped. Gains are paired: with a seed every method has the same initial weights.',
-        "`mean` is the mean of the test sets' means.",
+        "`mean` is the mean of the test sets' means. No interval is widened for there being many.",
     ]
-    machines = {(each.get('trained_on') or each['circumstances'])['device'] for each in study['results']}
-    versions = {(each.get('trained_on') or each['circumstances'])['torch'] for each in study['results']}
+    made = [each.get('trained_on') or each['circumstances'] for each in study['results']]
+    machines, versions = ({each[key] for each in made} for key in ('device', 'torch'))
+    commits = {str(each.get('commit') or 'unknown').removesuffix('-dirty') for each in made}
     jobs = {f'{each.get("jobs", 1)} at a time on {each["threads"]} threads' for each in study['results']}
     text.append(
-        f'Trained on: {", ".join(sorted(machines))}; torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}. '
+        f'Trained on: {", ".join(sorted(machines))}; torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; '
+        f'code of {", ".join(sorted(commits))}. '
         'The time of a step leaves out what was made once: caches and aggregators.'
     )
     return '\n'.join(text)
@@ -61,7 +65,7 @@ def introduction(study: Mapping[str, Any]) -> str:
 def questions_table(study: Mapping[str, Any]) -> str:
     """Each question of the grid: one method against the best of others, chosen by the very figures compared."""
     lines = [
-        '| question | student | against | seeds | gain, dB | images won | interval above 0 |',
+        '| question | student | against | seeds | gain, dB | images won | interval |',
         '|---|---|---|---:|---:|---:|---|',
     ]
     for title, question in study['questions'].items():
@@ -75,7 +79,7 @@ def questions_table(study: Mapping[str, Any]) -> str:
             if found:
                 lines.append(
                     f'| {title} | {study["students"][student]} | {study["methods"][other]["title"]} | '
-                    f'{found.n} | {signed(found)} | {won[0]} of {won[1]} | {verdict(found)} |'
+                    f'{found.n} | {signed(found)} | {won[0]} of {won[1]} | {found.verdict or NONE} |'
                 )
     return '\n'.join(lines)
 
@@ -122,11 +126,6 @@ def _gain_cell(found: Interval | None, most: int, largest: float | None) -> str:
     return f'**{signed(found)}**' if found.mean == largest else signed(found)
 
 
-def verdict(found: Interval) -> str:
-    """Whether the interval lies above zero; a dash where there is none."""
-    return NONE if found.low is None else 'yes' if found.above_zero else 'no'
-
-
 def networks_table(study: Mapping[str, Any]) -> str:
     """Teachers and targets themselves."""
     sets = study['test_sets']
@@ -135,6 +134,26 @@ def networks_table(study: Mapping[str, Any]) -> str:
         cells = [f'{set_mean(each, name):.2f}' for name in sets] + [f'{overall(each):.2f}']
         lines.append(f'| {title} | {count(each["parameters"])} | {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def targets_table(study: Mapping[str, Any]) -> str:
+    """Each target against the best of its teachers, and against every target of the same teachers above it."""
+    networks = study['networks']
+    targets = {
+        title: names
+        for title, part in study['targets'].items()
+        if title in networks and (names := [name for name in part if name in networks])
+    }
+    lines = ['| target | against | gain per image, dB | images won | interval |', '|---|---|---:|---:|---|']
+    above: list[str] = []
+    for title, teachers in targets.items():
+        strongest = max(teachers, key=lambda name: overall(networks[name]))
+        for other in (strongest, *(each for each in above if targets[each] == teachers)):
+            found, won = image_gain(networks[title], networks[other])
+            verdict = found.verdict or NONE
+            lines.append(f'| {title} | {other} | {signed(found)} | {won} of {found.n} | {verdict} |')
+        above.append(title)
+    return '\n'.join(lines) if above else ''
 
 
 def student_table(study: Mapping[str, Any], student: str) -> str:
@@ -181,8 +200,8 @@ def clock_table(study: Mapping[str, Any]) -> str:
     """Every method for the time that one of them takes, gains over that one at its own steps."""
     like = study['like']
     lines = [
-        '| student | method | steps | mean | gain over ' + study['methods'][like]['title'] + ' |',
-        '|---|---|---:|---:|---:|',
+        '| student | method | seeds | steps | mean | gain over ' + study['methods'][like]['title'] + ' |',
+        '|---|---|---:|---:|---:|---:|',
     ]
     for student, title in study['students'].items():
         control = by_seed(study['results'], student, like)
@@ -191,7 +210,8 @@ def clock_table(study: Mapping[str, Any]) -> str:
             found = gain(cell, control) if cell and control else None
             if found:
                 steps = round(fmean(each['iterations'] for each in cell.values()))
-                lines.append(f'| {title} | {part["title"]} | {steps} | {spread(cell).mean:.3f} | {signed(found)} |')
+                mean = within(spread(cell))
+                lines.append(f'| {title} | {part["title"]} | {len(cell)} | {steps} | {mean} | {signed(found)} |')
     return '\n'.join(lines)
 
 
@@ -223,8 +243,11 @@ def insert(page: str, name: str, text: str) -> str:
     return page[: page.index(begin)] + f'{begin}\n{text}' + page[page.index(end) :]
 
 
-def gains_of(rows: Sequence[Mapping[str, Any]], study: Mapping[str, Any]) -> dict[str, Any]:
-    """Gains with the titles of the grid, the input of ``plot.py gains``."""
+def gains_of(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Gains with the titles of the grid, as ``plot.py gains`` draws them. Raises ValueError without a reference."""
+    if not study['reference']:
+        raise ValueError('a study without a `reference` has no gains')
+    rows = gains_over(study['results'], study['reference'], list(study['students']), list(study['methods']))
     titled = [
         {**row, 'student': study['students'][row['student']], 'method': study['methods'][row['method']]['title']}
         for row in rows

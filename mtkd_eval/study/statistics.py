@@ -22,8 +22,11 @@ class Interval:
     n: int
 
     @property
-    def above_zero(self) -> bool:
-        return self.low is not None and self.low > 0
+    def verdict(self) -> str | None:
+        """Where the interval lies: above zero, below zero, or holds zero. None for a single value."""
+        if self.low is None:
+            return None
+        return 'above zero' if self.low > 0 else 'below zero' if self.high < 0 else 'holds zero'
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -60,6 +63,19 @@ def gain(one: Mapping[int, Mapping[str, Any]], other: Mapping[int, Mapping[str, 
     """``one - other`` in dB, paired by seed, that is by the start. None without a seed in common."""
     seeds = sorted(one.keys() & other.keys())
     return interval([overall(one[seed]) - overall(other[seed]) for seed in seeds]) if seeds else None
+
+
+def image_gain(one: Mapping[str, Any], other: Mapping[str, Any], metric: str = 'psnr_y') -> tuple[Interval, int]:
+    """``one - other`` in dB, paired by image over all test sets, and on how many images ``one`` is better.
+
+    For networks that are no sample of seeds: the interval is that of the images.
+    """
+    differences = [
+        image[metric] - other['sets'][name][key][metric]
+        for name, images in one['sets'].items()
+        for key, image in images.items()
+    ]
+    return interval(differences), sum(difference > 0 for difference in differences)
 
 
 def images_won(one: Mapping[int, Mapping[str, Any]], other: Mapping[int, Mapping[str, Any]]) -> tuple[int, int]:
