@@ -56,7 +56,7 @@ train scratch
 python scripts/quickstart_report.py --out "$OUT"
 if [ -d datasets/Set5/LRbicx4 ]; then
     python scripts/evaluate.py bicubic "student, scratch=$OPTIONS/train_scratch.yml" "student, MTKD=$OPTIONS/train_mtkd.yml" \
-        "teacher target=$OPTIONS/train_mtkd.yml:target" --set datasets/Set5 --repeats 0 --out "$OUT/set5.md"
+        "teacher target=$OPTIONS/train_mtkd.yml:target" --set datasets/Set5 --repeats 0 --out "$OUT/set5.md" "$OUT/set5.json"
     cat "$OUT/set5.md"
 fi
 echo "$((SECONDS - started)) s after installation"

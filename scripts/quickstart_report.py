@@ -21,7 +21,7 @@ from mtkd_eval.load import load_network
 from mtkd_eval.loaded import LoadedNetwork
 from mtkd_eval.measure import RunSettings
 from mtkd_eval.plots.command import main as plot
-from mtkd_eval.tables import to_markdown
+from mtkd_eval.tables import to_json, to_markdown
 
 OPTIONS = Path('options/quickstart')
 MTKD, SCRATCH = OPTIONS / 'train_mtkd.yml', OPTIONS / 'train_scratch.yml'
@@ -68,6 +68,7 @@ def report(out: Path) -> int:
     table = f'{to_markdown(results)}\n{verdict(results)}\n'
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / 'table.md', table.encode())
+    write_atomically(out / 'table.json', to_json(results).encode())
     print(table)
     named = [f'{label}={source}' for label, source in COLUMNS.items()]
     look = ['--region', *REGIONS, '--hide', 'lr', '--font', '13', '--device', 'cpu']
