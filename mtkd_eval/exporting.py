@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -70,6 +70,7 @@ def export_network(
     half: bool = False,
     merged: bool = True,
     sets: Sequence[ImageSet] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> list[Exported]:
     """The contents of the files; nothing is written.
 
@@ -82,6 +83,8 @@ def export_network(
         merged: let ONNX compute the ends of EDSR, RCAN and SwinIR as one convolution: less work that no runtime finds
             by itself. The other formats keep the network's own modules.
         sets: where the network with the weights as safetensors store them is measured; the file keeps its PSNR.
+        facts: what safetensors keep beside the weights: ``training``, ``licence``, and ``psnr_y`` of the weights as
+            they came, which is left out where they are stored otherwise.
 
     Raises ValueError where half precision costs more than 0.005 dB on one of ``sets``, where a network cannot be
     recorded, or what was recorded differs from it by more than TOLERANCE; ImportError where a package is missing.
@@ -89,7 +92,7 @@ def export_network(
     _check_request(loaded, formats, size, half)
     if sets and 'safetensors' not in formats:
         raise ValueError('--set measures the weights as safetensors store them: add the format safetensors')
-    makers = {**_MAKERS, 'safetensors': partial(_safetensors, sets=sets)}
+    makers = {**_MAKERS, 'safetensors': partial(_safetensors, sets=sets, known=facts)}
     return [makers[name](loaded, size, half, merged) for name in dict.fromkeys(formats)]
 
 
@@ -189,10 +192,15 @@ def _takes(name: Format, window: int, size: Size | None) -> str:
 
 
 def _safetensors(
-    loaded: LoadedNetwork, size: Size | None, half: bool, merged: bool, sets: Sequence[ImageSet] = ()
+    loaded: LoadedNetwork,
+    size: Size | None,
+    half: bool,
+    merged: bool,
+    sets: Sequence[ImageSet] = (),
+    known: Mapping[str, Any] | None = None,
 ) -> Exported:
     network, where = unwrapped(own_part(loaded.network)), f'{loaded.name} read back'
-    facts = {'name': loaded.name, 'scale': str(loaded.scale), 'network': dict(loaded.option or {})}
+    facts = {**(known or {}), 'name': loaded.name, 'scale': str(loaded.scale), 'network': dict(loaded.option or {})}
     facts['network'].pop('path', None)
     if isinstance(loaded.network, TargetNetwork):
         facts['inputs'] = list(loaded.network.ensemble.inputs)
@@ -211,6 +219,9 @@ def _safetensors(
     quality = measure_stored(replace(loaded, network=again), loaded, sets)
     if quality:
         facts['psnr_y'] = {name: round(one['psnr_y'], 3) for name, one in quality.items()}
+    elif found > 0:
+        facts.pop('psnr_y', None)  # of other weights
+    if quality or found > 0:
         data = safetensors_bytes(network.state_dict(), half, facts, derived)
     return Exported('safetensors', data, form, 'weights with the name of their network', found, sizes, quality)
 
