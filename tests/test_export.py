@@ -221,6 +221,20 @@ def test_weights_too_large_for_half_are_refused(tmp_path):
         export_network(loaded, ['safetensors'], half=True)
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
+def test_half_that_changes_the_image_is_refused_and_float32_is_not(checkpoint, tmp_path, capsys):
+    weights = read_weights(tmp_path / 'student.pth')
+    weights['conv_first.weight'] *= 1e-9  # below what float16 can tell from zero
+    for name in ('upsample.0.weight', 'upsample.2.weight', 'conv_last.weight'):
+        weights[name] *= 1e3
+    torch.save({'params': weights}, tmp_path / 'student.pth')
+    arguments = [*checkpoint, '--format', 'safetensors']
+    assert export([*arguments, '--half']) == 2
+    assert re.search(r'from float16 differs by .* \(allowed: 0.01\): export it without --half', capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
+    assert export(arguments) == 0
+
+
 def test_half_is_measured_on_test_sets_and_the_file_keeps_their_psnr(checkpoint, data, tmp_path, capsys):
     arguments = [*checkpoint, '--format', 'safetensors', '--half', '--set', str(data / 'val')]
     assert export(arguments) == 0
