@@ -1,6 +1,7 @@
 """A network as the content of ONNX, TorchScript, torch.export and safetensors files, each compared with PyTorch."""
 
 import copy
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +24,9 @@ from mtkd_eval.export_formats import (
     onnx_bytes,
     onnx_session,
     program_bytes,
+    read_program,
+    read_torchscript,
     run_onnx,
-    run_program,
-    run_torchscript,
     safetensors_bytes,
     torchscript_bytes,
 )
@@ -141,14 +142,25 @@ def _onnx(loaded: LoadedNetwork, size: Size | None, half: bool, merged: bool) ->
 
 
 def _torchscript(loaded: LoadedNetwork, size: Size | None, half: bool, merged: bool) -> Exported:
-    return _recorded('torchscript', loaded, size, False, torchscript_bytes, run_torchscript)
+    facts = _facts(loaded, size, least=1)
+
+    def make(network: nn.Module, example: Tensor) -> bytes:
+        return torchscript_bytes(network, example, facts)
+
+    return _recorded('torchscript', loaded, size, False, make, lambda data: read_torchscript(io.BytesIO(data))[0])
 
 
 def _program(loaded: LoadedNetwork, size: Size | None, half: bool, merged: bool) -> Exported:
     def make(network: nn.Module, example: Tensor) -> bytes:
-        return program_bytes(network, example, size is None, loaded.window)
+        facts = _facts(loaded, size, 1 if size else least_side(loaded.window))
+        return program_bytes(network, example, size is None, loaded.window, facts)
 
-    return _recorded('export', loaded, size, False, make, run_program)
+    return _recorded('export', loaded, size, False, make, lambda data: read_program(io.BytesIO(data))[0])
+
+
+def _facts(loaded: LoadedNetwork, size: Size | None, least: int) -> dict[str, Any]:
+    """What a program keeps for ``scripts/infer.py``; ``least`` is its least height and width."""
+    return {'name': loaded.name, 'scale': loaded.scale, 'window': loaded.window, 'least': least, 'size': size}
 
 
 def _recorded(
