@@ -89,10 +89,10 @@ def _nothing(border: int) -> dict[str, Any]:
 
 
 def describe(network: LoadedNetwork, settings: RunSettings) -> dict[str, Any]:
-    """Name, weights with their SHA-256, and counted cost."""
+    """Name, weights with their SHA-256, and counted cost; None of the bicubic, which has nothing that is counted."""
     notes, macs = [], None
     try:
-        macs = count_macs(network) * (8 if settings.self_ensemble else 1)
+        macs = count_macs(network) * (8 if settings.self_ensemble else 1) or None
     except ValueError as error:
         notes.append(str(error))
     return {
@@ -100,7 +100,7 @@ def describe(network: LoadedNetwork, settings: RunSettings) -> dict[str, Any]:
         'scale': network.scale,
         'source': network.source,
         'weights': [{'path': str(path), 'sha256': sha256_of_file(path)} for path in network.weights],
-        'parameters': count_parameters(network.network),
+        'parameters': count_parameters(network.network) or None,
         'macs': macs,
         'notes': notes,
     }

@@ -12,8 +12,9 @@ from mtkd_eval.comparison import as_file_name
 from mtkd_eval.exporting import SUFFIXES, Exported, Format, export_network
 from mtkd_eval.image_sets import find_sets
 from mtkd_eval.load import load_network
-from mtkd_eval.model_card import model_card, read_results, training_option
+from mtkd_eval.model_card import model_card, read_results
 from mtkd_eval.stored import describe_stored
+from mtkd_eval.training_facts import kept_facts, training_facts
 
 
 def write_exported(exported: Sequence[Exported], card: str, stem: Path, overwrite: bool = False) -> list[Path]:
@@ -86,7 +87,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--network', dest='option', metavar='YAML', help='option of the network that a bare checkpoint holds')
     add('--param-key', help='state dict in a checkpoint (default: params_ema before params)')
     add('--results', type=Path, help='JSON of scripts/evaluate.py; its figures for these weights join the card')
-    add('--license', help='licence of the weights, for the card (default: said to be unknown)')
+    add('--license', help='licence of the weights, for the card (default: that of the file, or unknown)')
+    add('--about-data', metavar='TEXT', help='where the training images come from, for the card')
     add('--overwrite', action='store_true', help='replace files that are there')
     return parser.parse_args(argv)
 
@@ -100,9 +102,12 @@ def run(given: Mapping[str, Any]) -> list[str]:
     results = read_results(given['results'], loaded) if given['results'] else None
     size = tuple(given['size']) if given['size'] else None
     sets = find_sets(given['sets'], {loaded.scale}) if given['sets'] else []
-    exported = export_network(loaded, formats, size, given['half'], not given['plain'], sets)
+    kept, training = kept_facts(loaded), training_facts(source, loaded, given['about_data'])
+    licence, psnr = given['license'] or kept.get('licence'), kept.get('psnr_y')
+    facts = {key: fact for key, fact in (('training', training), ('licence', licence), ('psnr_y', psnr)) if fact}
+    exported = export_network(loaded, formats, size, given['half'], not given['plain'], sets, facts)
     named = {stem.name + SUFFIXES[one.format]: one for one in exported}
-    card = model_card(loaded, named, training_option(source, loaded), results, given['license'])
+    card = model_card(loaded, named, training, results, licence, psnr)
     paths = write_exported(exported, card, stem, given['overwrite'])
     lines = [
         f'{path}: {len(one.data) / 2**20:.2f} MiB, differs from PyTorch by {one.difference:.1g}, {one.takes}'

@@ -7,7 +7,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -19,6 +19,7 @@ from mtkd_arch.weights import DERIVED
 Function = Callable[[Tensor], Tensor]
 
 INPUT, OUTPUT = 'image', 'upscaled'
+FACTS = 'mtkd.json'  # beside a program: name, scale, window, least side, size
 OPSET = 17  # written by every torch from 2.4 on, read by onnxruntime from 1.13 on
 _CHOOSES_RECORDER = 'dynamo' in inspect.signature(torch.onnx.export).parameters
 
@@ -65,20 +66,22 @@ def _onnx_of_program(network: nn.Module, example: Tensor) -> bytes:
     return made.model_proto.SerializeToString()
 
 
-def torchscript_bytes(network: nn.Module, example: Tensor) -> bytes:
+def torchscript_bytes(network: nn.Module, example: Tensor, facts: Mapping[str, Any]) -> bytes:
     """A traced TorchScript program; parameters and buffers move with ``.to()``."""
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
-        torch.jit.save(torch.jit.trace(network, example, check_trace=False), buffer)
+        traced = torch.jit.trace(network, example, check_trace=False)
+        torch.jit.save(traced, buffer, _extra_files={FACTS: json.dumps(facts)})
     return buffer.getvalue()
 
 
-def program_bytes(network: nn.Module, example: Tensor, dynamic: bool, window: int) -> bytes:
+def program_bytes(network: nn.Module, example: Tensor, dynamic: bool, window: int, facts: Mapping[str, Any]) -> bytes:
     """A ``torch.export`` program; with a window above 1 it takes images larger than the window on both sides."""
     dim, buffer = torch.export.Dim, io.BytesIO()
     sides = {2: dim('height', min=least_side(window)), 3: dim('width', min=least_side(window))} if dynamic else {}
     with _quiet(), torch.no_grad():
-        torch.export.save(_program(network, example, {0: dim('batch'), **sides}), buffer)
+        program = _program(network, example, {0: dim('batch'), **sides})
+        torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts)})
     return buffer.getvalue()
 
 
@@ -132,16 +135,23 @@ def run_onnx(session: Any) -> Function:
     return lambda image: torch.from_numpy(session.run(None, {name: image.float().cpu().numpy()})[0])
 
 
-def run_torchscript(data: bytes) -> Function:
-    """What ``torchscript_bytes`` made."""
+def read_torchscript(file: str | IO[bytes], device: str = 'cpu') -> tuple[Function, dict[str, Any]]:
+    """A TorchScript program and what ``torchscript_bytes`` wrote beside it; {} for others. Runs what the file holds."""
+    extra = {FACTS: ''}
     with _quiet():
-        return torch.jit.load(io.BytesIO(data), map_location='cpu')
+        program = torch.jit.load(file, map_location=device, _extra_files=extra)
+    return program, json.loads(extra[FACTS] or '{}')
 
 
-def run_program(data: bytes) -> Function:
-    """What ``program_bytes`` made."""
+def read_program(file: str | IO[bytes]) -> tuple[Function, dict[str, Any]]:
+    """A ``torch.export`` program, on the CPU, and what ``program_bytes`` wrote beside it; {} for others.
+
+    Reading may run code that the file holds.
+    """
+    extra = {FACTS: ''}
     with _quiet():
-        return torch.export.load(io.BytesIO(data)).module()
+        program = torch.export.load(file, extra_files=extra)
+    return program.module(), json.loads(extra[FACTS] or '{}')
 
 
 def _needed(package: str) -> Any:

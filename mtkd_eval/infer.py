@@ -91,7 +91,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('networks', nargs='+', metavar='NETWORK', help='option file, experiment, checkpoint or .onnx; LABEL=NETWORK')
+    add(
+        'networks',
+        nargs='+',
+        metavar='NETWORK',
+        help='option file, experiment, checkpoint, .onnx, .torchscript or .pt2; LABEL=NETWORK',
+    )
     add('--input', type=Path, required=True, help='an image, or a folder of images')
     add('--out', type=Path, required=True, help='folder to write to')
     add('--suffix', default='', help='behind the name of each image, such as _x4')

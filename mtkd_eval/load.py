@@ -69,7 +69,8 @@ def _load(source: str, network: Any, scale: int | None, param_key: str | None) -
     if path.suffix not in WEIGHT_SUFFIXES:
         kinds = f'an option file ({", ".join(OPTION_SUFFIXES)}), a checkpoint ({", ".join(WEIGHT_SUFFIXES)})'
         found = 'a file of another kind' if path.exists() else 'nothing by that name'
-        raise FileNotFoundError(f"{source}: {found}; expected {kinds}, an experiment folder or 'bicubic'")
+        others = "an experiment folder or 'bicubic'; scripts/infer.py takes exported .onnx, .torchscript and .pt2 too"
+        raise FileNotFoundError(f'{source}: {found}; expected {kinds}, {others}')
     return _from_checkpoint(path, network, param_key)
 
 

@@ -3,21 +3,17 @@
 import hashlib
 import json
 import platform
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtkd.option_file import read_option
-from mtkd_arch.named_network import named_network
 from mtkd_data.teacher_cache.description import sha256_of_file
 from mtkd_eval.cost import OUTPUT, count_macs, count_parameters
-from mtkd_eval.experiments import option_in
 from mtkd_eval.loaded import LoadedNetwork
 from mtkd_eval.target import TargetNetwork, own_part
+from mtkd_eval.training_facts import UNKNOWN, own_weights
 
-UNKNOWN = 'unknown'
 PACKAGES = ('mtkd-basicsr', 'basicsr', 'torch', 'onnx', 'onnxruntime', 'safetensors')
 METRICS = (('psnr_y', 'PSNR-Y (dB)', 2), ('ssim_y', 'SSIM-Y', 4), ('psnr_rgb', 'PSNR-RGB (dB)', 2))
 Row = Sequence[str]
@@ -37,11 +33,20 @@ class Content(Protocol):
 def model_card(
     loaded: LoadedNetwork,
     files: Mapping[str, Content],
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, str] | None = None,
     results: Mapping[str, Any] | None = None,
     licence: str | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown. ``files`` by name, ``training`` the option it was trained by, ``results`` its row of an evaluation."""
+    """Markdown.
+
+    Args:
+        files: the files by name.
+        training: its facts by name, see ``training_facts``.
+        results: its row of an evaluation.
+        licence: that of the weights.
+        kept: PSNR-Y by test set that the file of the weights keeps.
+    """
     sections = [
         f'# {loaded.name}',
         _what(loaded),
@@ -52,9 +57,9 @@ def model_card(
         '## Input and output',
         _input_and_output(loaded),
         '## Training',
-        _table(('', ''), training_rows(training, own_weights(loaded))) if training else _unknown('how it was trained'),
+        _table(('', ''), training.items()) if training else _unknown('how it was trained'),
         '## Quality',
-        _qualities(files, results),
+        _qualities(files, results, own_weights(loaded), kept),
         '## Made with',
         ', '.join(versions()),
     ]
@@ -86,23 +91,6 @@ def _input_and_output(loaded: LoadedNetwork) -> str:
     )
 
 
-def own_weights(loaded: LoadedNetwork) -> tuple[Path, ...]:
-    """The files of the weights themselves: of a target, whose teachers come first, that of its aggregator alone."""
-    return loaded.weights[-1:] if isinstance(loaded.network, TargetNetwork) else loaded.weights
-
-
-def training_option(source: str, loaded: LoadedNetwork) -> dict[str, Any] | None:
-    """The option file of a training: ``source`` itself, or that of the experiment the weights lie in; else None."""
-    candidates = [Path(source)] if source.endswith(('.yml', '.yaml')) else []
-    folders = [path.parent.parent for path in own_weights(loaded) if path.parent.name == 'models']
-    for folder in folders:
-        try:
-            candidates.append(option_in(folder))
-        except (FileNotFoundError, ValueError):  # none, or several: not known
-            continue
-    return next((opt for path in candidates if (opt := read_option(path)).get('train')), None)
-
-
 def read_results(path: Path, loaded: LoadedNetwork) -> dict[str, Any] | None:
     """The row of ``scripts/evaluate.py``'s JSON that was measured with these weights; None where there is none.
 
@@ -118,28 +106,6 @@ def read_results(path: Path, loaded: LoadedNetwork) -> dict[str, Any] | None:
     if not found:
         return None
     return {**found[0], 'settings': content.get('settings', {}), 'circumstances': content.get('circumstances', {})}
-
-
-def training_rows(opt: Mapping[str, Any], weights: Sequence[Path] = ()) -> list[Row]:
-    """Facts of an option file by name, what it does not say as unknown; file names only, no folders."""
-    train, data = opt.get('train') or {}, (opt.get('datasets') or {}).get('train') or {}
-    optimizer = train.get('optim_g') or {}
-    roots = [_file_name(data.get(key)) for key in ('dataroot_gt', 'dataroot_lq') if data.get(key)]
-    batch, crop = data.get('batch_size_per_gpu', UNKNOWN), data.get('gt_size', UNKNOWN)
-    return [
-        ('experiment', str(opt.get('name', UNKNOWN))),
-        ('model', str(opt.get('model_type', UNKNOWN))),
-        ('teachers', _listed(_teachers(opt)) or 'none'),
-        ('terms of the loss', _listed(_terms(train)) or UNKNOWN),
-        ('data', ' '.join([str(data.get('name', UNKNOWN)), f'({", ".join(roots)})' if roots else '']).strip()),
-        ('crops', f'{crop} x {crop} of the HR image, {batch} per process'),
-        ('iterations planned', str(train.get('total_iter', UNKNOWN))),
-        ('iterations of these weights', _iterations(weights)),
-        ('optimizer', f'{optimizer.get("type", UNKNOWN)}, learning rate {optimizer.get("lr", UNKNOWN)}'),
-        ('average of the weights', str(train.get('ema_decay', 'none'))),
-        ('seed', str(opt.get('manual_seed', UNKNOWN))),
-        ('started from', _file_name((opt.get('path') or {}).get('pretrain_network_g')) or 'random weights'),
-    ]
 
 
 def versions() -> list[str]:
@@ -189,36 +155,17 @@ def _compared(files: Mapping[str, Content]) -> str:
     return f'Compared on synthetic images of {shown}, range [0, 1], on the CPU.'
 
 
-def _teachers(opt: Mapping[str, Any]) -> Iterator[str]:
-    for name, teacher in (opt.get('teachers') or {}).items():
-        network = teacher.get('network') or _named(teacher.get('path')) or {}
-        yield f'{name}: {network.get("type", UNKNOWN)} (`{_file_name(teacher.get("path")) or UNKNOWN}`)'
-    aggregator = opt.get('aggregator') or {}
-    if aggregator.get('network'):
-        path = _file_name(aggregator.get('path')) or UNKNOWN
-        yield f'merged by {aggregator["network"].get("type", UNKNOWN)} (`{path}`)'
-
-
-def _named(path: Any) -> dict[str, Any] | None:
-    return named_network(path) if path and Path(path).expanduser().is_file() else None
-
-
-def _terms(train: Mapping[str, Any]) -> Iterator[str]:
-    sections = {key: train[key] for key in ('pixel_opt', 'perceptual_opt') if train.get(key)}
-    for name, term in {**sections, **(train.get('distill') or {})}.items():
-        loss = (term.get('loss') or {}).get('type')
-        kind = f'{term.get("type", UNKNOWN)} with {loss}' if loss else str(term.get('type', UNKNOWN))
-        yield f'{name}: {kind}, weight {term.get("loss_weight", 1)}'
-
-
-def _iterations(weights: Sequence[Path]) -> str:
-    numbers = [match[1] for path in weights if (match := re.fullmatch(r'net_g_(\d+)\.pth', path.name))]
-    return numbers[0] if numbers else UNKNOWN
-
-
-def _qualities(files: Mapping[str, Content], results: Mapping[str, Any] | None) -> str:
+def _qualities(
+    files: Mapping[str, Content],
+    results: Mapping[str, Any] | None,
+    weights: Sequence[Path],
+    kept: Mapping[str, Any] | None,
+) -> str:
     parts = [_stored(name, one.quality) for name, one in files.items() if one.quality]
     parts += [_quality(results)] if results else []
+    if kept:
+        shown = ', '.join(f'{name} {psnr} dB' for name, psnr in kept.items())
+        parts.append(f'PSNR-Y that `{weights[-1].name}`, which the weights are from, says it has: {shown}.')
     return '\n\n'.join(parts) or _unknown('no evaluation of these weights was given')
 
 
@@ -254,14 +201,10 @@ def _unknown(what: str) -> str:
     return f'Unknown: {what}.' if what.startswith('no ') else f'It is unknown {what}.'
 
 
-def _file_name(path: Any) -> str:
-    return Path(str(path)).name if path else ''
-
-
-def _listed(parts: Iterator[str]) -> str:
-    return '; '.join(parts)
-
-
-def _table(head: Row, rows: Iterator[Row] | Sequence[Row]) -> str:
+def _table(head: Row, rows: Iterable[Row]) -> str:
     lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in line)} |' for line in lines)
+    return '\n'.join(f'| {" | ".join(map(_cell, line))} |' for line in lines)
+
+
+def _cell(text: str) -> str:
+    return ' '.join(text.replace('|', r'\|').split())

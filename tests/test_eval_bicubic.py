@@ -1,12 +1,15 @@
-"""The bicubic reference: MATLAB's, and the published figures."""
+"""The bicubic reference: MATLAB's, the figures others measure by BasicSR's convention, and those of papers."""
 
 import math
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils.matlab_functions import imresize
 
 from mtkd_eval.bicubic import BicubicUpsampling
@@ -14,14 +17,18 @@ from mtkd_eval.image_sets import find_sets
 from mtkd_eval.load import load_network
 from mtkd_eval.measure import RunSettings, make_runner, measure_set
 
-PUBLISHED = {
+# by BasicSR's convention on the published LR images: every image is read as RGB, and compared on Y in 16 to 235
+BASICSR = {
     ('Set5', 2): 33.67,
     ('Set5', 3): 30.40,
     ('Set5', 4): 28.43,
-    ('Set14', 2): 30.33,
+    ('Set14', 2): 30.32,  # 30.327, told as 30.33, where the first pass is not rounded
     ('Set14', 3): 27.63,
     ('Set14', 4): 26.09,
 }
+PAPERS = {2: 30.24, 3: 27.55, 4: 26.00}  # Set14 in the tables of VDSR, RDN and RCAN
+BETWEEN_PASSES = 0.005  # dB: rounding to 8 bit after the first pass takes 0.0045 of Set5 x2, less of the others
+TWO_DIGITS = 0.005  # of what is told
 
 
 def enlarged(image: np.ndarray, scale: int) -> np.ndarray:
@@ -80,11 +87,35 @@ def test_images_smaller_than_the_kernel_are_mirrored_too(shape: tuple[int, int])
     assert (run(np.full((*shape, 3), 77, np.uint8), 4) == 77).all()
 
 
-@pytest.mark.parametrize('scale', [2, 3, 4])
-def test_the_published_figures_are_reproduced(shared: Path, scale: int) -> None:
+def measured(folder: Path, scale: int) -> dict[str, Any]:
+    (images,) = find_sets([str(folder)], {scale})
     run = make_runner(load_network('bicubic', scale=scale), torch.device('cpu'), RunSettings())
-    for images in find_sets([str(shared / 'data/Set5'), str(shared / 'data/Set14')], {scale}):
-        found = measure_set(run, images, torch.device('cpu'), RunSettings())
-        # published figures have two digits
-        assert found['mean']['psnr_y'] == pytest.approx(PUBLISHED[images.name, scale], abs=0.01)
-        assert len(found['images']) == {'Set5': 5, 'Set14': 14}[images.name]
+    return measure_set(run, images, torch.device('cpu'), RunSettings(repeats=0))
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+@pytest.mark.parametrize(('name', 'count'), [('Set5', 5), ('Set14', 14)])
+def test_the_figures_are_those_of_basicsr_and_of_others_who_measure_with_it(
+    shared: Path, name: str, count: int, scale: int
+) -> None:
+    found = measured(shared / 'data' / name, scale)
+    assert len(found['images']) == count
+    mean = found['mean']['psnr_y']
+    assert mean == pytest.approx(BASICSR[name, scale], abs=TWO_DIGITS)
+    values = []
+    for path in sorted((shared / 'data' / name / 'HR').iterdir()):
+        hr, lq = cv2.imread(str(path)), cv2.imread(str(path.parents[1] / f'LRbicx{scale}/{path.stem}x{scale}.png'))
+        output = imresize(lq.astype(np.float32), scale).clip(0, 255).round()
+        hr = hr[: output.shape[0], : output.shape[1]]
+        values.append(calculate_psnr(output, hr, crop_border=scale, test_y_channel=True))
+    assert mean == pytest.approx(np.mean(values), abs=BETWEEN_PASSES)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_papers_print_less_on_set14_for_they_compare_its_grey_image_on_its_own_values(shared: Path, scale: int) -> None:
+    images = measured(shared / 'data/Set14', scale)['images']
+    assert cv2.imread(str(shared / 'data/Set14/HR/bridge.png'), cv2.IMREAD_UNCHANGED).ndim == 2
+    values = {name: image['psnr_y'] for name, image in images.items()}
+    values['bridge'] -= 20 * math.log10(255 / 219)  # Y of grey has 219 levels for 255, and errors in proportion
+    # papers enlarge by MATLAB, and round Y or not: a hundredth apart among themselves
+    assert fmean(values.values()) == pytest.approx(PAPERS[scale], abs=TWO_DIGITS + 0.01)

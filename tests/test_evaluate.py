@@ -1,5 +1,6 @@
 """The whole evaluation, from the command line to the files, against figures computed another way."""
 
+import csv
 import hashlib
 import json
 import subprocess
@@ -21,6 +22,7 @@ from torch import Tensor
 from mtkd_eval import comparison, measure
 from mtkd_eval.bicubic import BicubicUpsampling
 from mtkd_eval.evaluate import main
+from mtkd_eval.tables import MISSING
 
 Edsr = Callable[[Tensor], Tensor]
 
@@ -152,6 +154,15 @@ def test_every_format_is_written_by_its_ending(network: Edsr, val: str, elsewher
     assert [text.split()[0] for text in first.values()] == ['|', 'network,scale,parameters,macs,set,crop_border,'
         'image,psnr_y,ssim_y,psnr_rgb,ssim_rgb,lpips,seconds,peak_bytes', '{', '%']  # fmt: skip
     assert sorted(path.name for path in (elsewhere / 'tables').iterdir()) == ['t.csv', 't.json', 't.md', 't.tex']
+
+
+def test_nothing_is_counted_of_the_bicubic_and_no_format_says_zero(val: str, elsewhere: Path) -> None:
+    assert main(['bicubic', '--scale', '4', '--set', val, '--out', 't.md', 't.csv', 't.json']) == 0
+    (row,) = json.loads(Path('t.json').read_text())['networks']
+    assert row['parameters'] is row['macs'] is None
+    lines = csv.DictReader(Path('t.csv').read_text().splitlines())
+    assert {(line['parameters'], line['macs']) for line in lines} == {('', '')}
+    assert f'| bicubic | {MISSING} | {MISSING} |' in Path('t.md').read_text()
 
 
 def test_without_a_file_the_table_goes_to_stdout(val: str, capsys: pytest.CaptureFixture[str]) -> None:

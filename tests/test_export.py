@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ from mtkd_eval.exportable import ExportableNetwork, is_mergeable
 from mtkd_eval.exporting import Exported, difference, export_network
 from mtkd_eval.loaded import LoadedNetwork, frozen
 from mtkd_eval.model_card import model_card
+from mtkd_eval.training_facts import facts_of, iterations_of
 
 HAS_ONNX = all(importlib.util.find_spec(package) for package in ('onnx', 'onnxruntime'))
 pytestmark = pytest.mark.filterwarnings('ignore:.*torch.jit:FutureWarning')  # deprecated, and what C++ still reads
@@ -219,6 +221,20 @@ def test_weights_too_large_for_half_are_refused(tmp_path):
         export_network(loaded, ['safetensors'], half=True)
 
 
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
+def test_half_that_changes_the_image_is_refused_and_float32_is_not(checkpoint, tmp_path, capsys):
+    weights = read_weights(tmp_path / 'student.pth')
+    weights['conv_first.weight'] *= 1e-9  # below what float16 can tell from zero
+    for name in ('upsample.0.weight', 'upsample.2.weight', 'conv_last.weight'):
+        weights[name] *= 1e3
+    torch.save({'params': weights}, tmp_path / 'student.pth')
+    arguments = [*checkpoint, '--format', 'safetensors']
+    assert export([*arguments, '--half']) == 2
+    assert re.search(r'from float16 differs by .* \(allowed: 0.01\): export it without --half', capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
+    assert export(arguments) == 0
+
+
 def test_half_is_measured_on_test_sets_and_the_file_keeps_their_psnr(checkpoint, data, tmp_path, capsys):
     arguments = [*checkpoint, '--format', 'safetensors', '--half', '--set', str(data / 'val')]
     assert export(arguments) == 0
@@ -366,11 +382,15 @@ def test_the_card_tells_the_training_from_the_option_file_beside_the_weights(opt
     write_option(options, tmp_path / 'toy/toy.yml')
     assert export([str(tmp_path / 'toy'), '--out', str(tmp_path / 'out'), '--format', 'safetensors']) == 0
     card = (tmp_path / 'out/toy.md').read_text()
+    listed = (Path(options['datasets']['train']['dataroot_gt']) / 'meta_info.txt').read_text().count('\n')
+    assert listed > 1
     for line in (
+        '| option file | `toy.yml` |',
         '| teachers | edsr: EDSR (`edsr.pth`); rcan: RCAN (`rcan.pth`); swinir: SwinIR (`swinir.pth`); merged by '
         'DCTSwin (`net_g_latest.pth`) |',
         '| terms of the loss | pixel_opt: L1Loss, weight 0.1; wavelet: OutputDistiller with WaveletLoss, weight 1 |',
-        '| data | photos (GT.lmdb, LRbicx4.lmdb) |',
+        f'| data | photos (GT.lmdb, LRbicx4.lmdb), {listed} images |',
+        '| augmentation | horizontal flips, vertical flips and quarter turns |',
         '| iterations planned | 4 |',
         '| iterations of these weights | 4 |',
         '| optimizer | Adam, learning rate 0.001 |',
@@ -392,6 +412,89 @@ def test_the_card_of_an_aggregator_tells_its_own_training_and_not_that_of_a_teac
     assert '| experiment | the_merger |' in card
     assert '| model | AggregationModel |' in card
     assert '| iterations of these weights | 7 |' in card
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """The weights of an experiment that came to its end, and its folder."""
+    latest = tmp_path / 'toy/models/net_g_latest.pth'
+    latest.parent.mkdir(parents=True)
+    latest.touch()
+    return latest
+
+
+def write_log(experiment: Path, day: int, iterations: int, ended: bool) -> None:
+    """A log as BasicSR writes it, of that day of January 2026."""
+    log = experiment / f'train_toy_2026010{day}_000000.log'
+    end = '2026-01-01 00:00:00,000 INFO: Save the latest model.\n' if ended else ''
+    log.write_text(f'  train:[\n    total_iter: {iterations}\n  ]\n{end}')
+    os.utime(log, (day, day))
+
+
+def test_the_last_weights_are_those_of_the_iterations_that_the_option_file_plans(ended):
+    assert iterations_of([ended], 9000) == '9000 (the end of the training, by its option file)'
+    assert iterations_of([ended]) == 'unknown'
+    assert iterations_of([ended.with_name('net_g_best.pth')], 9000) == 'unknown'
+    assert iterations_of([ended.with_name('net_g_500.pth')], 9000) == '500'
+
+
+def test_iterations_given_on_the_command_line_are_found_in_the_log(ended):
+    write_log(ended.parent.parent, 1, 6, ended=True)
+    assert iterations_of([ended], 9000) == '6 (the end of the training)'
+
+
+def test_a_training_that_was_prolonged_and_killed_left_the_weights_of_its_first_end(ended):
+    experiment = ended.parent.parent
+    write_log(experiment, 1, 6, ended=True)
+    write_log(experiment, 3, 12, ended=False)
+    assert iterations_of([ended], 12) == '6 (the end of the training)'
+    write_log(experiment, 2, 9, ended=True)
+    assert iterations_of([ended], 12) == '9 (the end of the training)'
+
+
+def test_the_card_of_a_real_training_tells_its_end(options, train, tmp_path):
+    experiment = train(options)
+    assert export([str(experiment), '--out', str(tmp_path / 'out'), '--format', 'safetensors']) == 0
+    card = (tmp_path / 'out/toy.md').read_text()
+    assert f'| iterations of these weights | {options["train"]["total_iter"]} (the end of the training) |' in card
+
+
+def test_an_exported_file_tells_its_training_licence_and_psnr_when_it_is_exported_again(options, data, tmp_path):
+    models = tmp_path / 'toy/models'
+    models.mkdir(parents=True)
+    torch.save({'params': build_arch(options['network_g']).state_dict()}, models / 'net_g_4.pth')
+    write_option(options, tmp_path / 'toy/toy.yml')
+    first = [str(tmp_path / 'toy'), '--license', 'CC0-1.0', '--about-data', 'own photographs', '--half']
+    first += ['--set', str(data / 'val'), '--format', 'safetensors', '--out', str(tmp_path / 'first')]
+    assert export(first) == 0
+    path = tmp_path / 'first/toy.safetensors'
+    assert export([str(path), '--format', 'safetensors', 'torchscript', '--out', str(tmp_path / 'again')]) == 0
+    cards = [(tmp_path / folder / 'toy.md').read_text() for folder in ('first', 'again')]
+    trainings = [card[card.index('## Training') : card.index('## Quality')] for card in cards]
+    assert trainings[0] == trainings[1]
+    assert '| source of the images | own photographs |' in trainings[1]
+    psnr = read_metadata(path)['psnr_y']
+    assert f'`toy.safetensors`, which the weights are from, says it has: val {psnr["val"]} dB.' in cards[1]
+    assert '| licence of the weights | CC0-1.0 |' in cards[1]
+    kept, again = (read_metadata(tmp_path / folder / 'toy.safetensors') for folder in ('first', 'again'))
+    told = ('training', 'licence', 'psnr_y')
+    assert [kept[key] for key in told] == [again[key] for key in told]
+    assert str(tmp_path) not in json.dumps(again)
+
+
+def test_the_psnr_of_weights_that_are_stored_otherwise_is_not_handed_on(checkpoint, data, tmp_path):
+    arguments = [*checkpoint, '--format', 'safetensors']
+    assert export([*arguments, '--set', str(data / 'val')]) == 0
+    path = tmp_path / 'out/student.safetensors'
+    assert 'val' in read_metadata(path)['psnr_y']
+    assert export([str(path), '--half', '--format', 'safetensors', '--out', str(tmp_path / 'half')]) == 0
+    assert 'psnr_y' not in read_metadata(tmp_path / 'half/student.safetensors')
+
+
+def test_facts_in_the_header_of_a_foreign_file_cannot_break_the_card(checkpoint, tmp_path):
+    assert export([*checkpoint, '--format', 'safetensors', '--about-data', 'one\n## two | three']) == 0
+    lines = (tmp_path / 'out/student.md').read_text().splitlines()
+    assert r'| source of the images | one ## two \| three |' in lines
 
 
 def results_of(file: Path, **changes: Any) -> dict[str, Any]:
@@ -426,7 +529,10 @@ def test_results_that_are_none_are_refused_before_anything_is_written(checkpoint
 
 
 def test_a_card_of_an_option_with_nothing_in_it_says_unknown(tmp_path):
-    card = model_card(loaded_of(NETWORKS['edsr_x4'], tmp_path), {}, {'train': {'total_iter': 7}})
+    facts = facts_of({'train': {'total_iter': 7}})
+    card = model_card(loaded_of(NETWORKS['edsr_x4'], tmp_path), {}, facts)
     assert '| terms of the loss | unknown |' in card
     assert '| iterations planned | 7 |' in card
     assert '| teachers | none |' in card
+    assert '| augmentation | none |' in card
+    assert '| iterations of these weights | unknown |' in card

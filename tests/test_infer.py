@@ -161,7 +161,99 @@ def test_a_graph_of_one_size_serves_images_of_any_size_in_tiles(weights, network
     # mirrored surroundings are not those of the whole image, but at its own edges
     assert_within_a_level(read(tmp_path / 'up/large.png')[:60, :60], expected(network, chelsea)[:60, :60])
     assert infer([*arguments, '--overwrite', '--tile', '40']) == 2
-    assert 'more than the 40 pixels the ONNX graph takes' in capsys.readouterr().err
+    assert 'more than the 40 pixels that an ONNX graph of this size takes' in capsys.readouterr().err
+
+
+# TorchScript and torch.export
+
+SWINIR = small_network('swinir', 2, depths=[2], num_heads=[2])
+PROGRAM_SUFFIXES = {'torchscript': '.torchscript', 'export': '.pt2'}
+
+
+@pytest.mark.parametrize('kind', PROGRAM_SUFFIXES)
+def test_an_exported_program_gives_the_same_image(weights, network, chelsea, tmp_path, kind):
+    assert export([*weights, '--out', str(tmp_path), '--format', kind]) == 0
+    cv2.imwrite(str(tmp_path / 'photo.png'), chelsea)
+    arguments = [str(tmp_path / f'net{PROGRAM_SUFFIXES[kind]}'), '--input', str(tmp_path / 'photo.png')]
+    arguments += ['--out', str(tmp_path / 'up'), '--overwrite']
+    for tiles in ([], ['--tile', '16', '--overlap', '12']):
+        assert infer([*arguments, *tiles]) == 0
+        assert_within_a_level(read(tmp_path / 'up/photo.png'), expected(network, chelsea))
+
+
+@pytest.mark.parametrize('kind', PROGRAM_SUFFIXES)
+def test_a_program_of_one_size_serves_images_of_any_size(weights, network, chelsea, tmp_path, kind):
+    assert export([*weights, '--out', str(tmp_path), '--format', kind, '--size', '40', '48']) == 0
+    cv2.imwrite(str(tmp_path / 'photo.png'), chelsea)
+    program = str(tmp_path / f'net{PROGRAM_SUFFIXES[kind]}')
+    assert infer([program, '--input', str(tmp_path / 'photo.png'), '--out', str(tmp_path / 'up')]) == 0
+    assert_within_a_level(read(tmp_path / 'up/photo.png')[:60, :60], expected(network, chelsea)[:60, :60])
+
+
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
+def test_an_image_below_the_least_size_of_a_program_is_left_out_and_the_size_named(chelsea, tmp_path, capsys):
+    torch.manual_seed(4)
+    torch.save({'params': build_arch(SWINIR).state_dict()}, tmp_path / 'net.pth')
+    option = str(write_option(SWINIR, tmp_path / 'net.yml'))
+    assert export([str(tmp_path / 'net.pth'), '--network', option, '--out', str(tmp_path), '--format', 'export']) == 0
+    (tmp_path / 'photos').mkdir()
+    cv2.imwrite(str(tmp_path / 'photos/small.png'), chelsea[:7, :30])
+    cv2.imwrite(str(tmp_path / 'photos/large.png'), chelsea)
+    arguments = [str(tmp_path / 'net.pt2'), '--input', str(tmp_path / 'photos'), '--out', str(tmp_path / 'up')]
+    assert infer(arguments) == 2
+    message = r'small.png: net fails on it: it takes images and tiles of at least 9 x 9 pixels, this is 7 x 30'
+    assert message in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / 'up').iterdir()] == ['large.png']
+
+
+class Doubled(nn.Module):
+    def forward(self, image):
+        return image.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:FutureWarning')
+def test_programs_of_others_tell_their_scale_by_running(chelsea, tmp_path):
+    cv2.imwrite(str(tmp_path / 'photo.png'), chelsea[:16, :16])
+    example = torch.zeros(1, 3, 16, 16)
+    torch.jit.save(torch.jit.trace(Doubled(), example), str(tmp_path / 'one.torchscript'))
+    torch.export.save(torch.export.export(Doubled(), (example,)), str(tmp_path / 'two.pt2'))
+    for name in ('one.torchscript', 'two.pt2'):
+        arguments = ['--input', str(tmp_path / 'photo.png'), '--out', str(tmp_path / name.partition('.')[0])]
+        assert infer([str(tmp_path / name), *arguments]) == 0
+        made = read(tmp_path / name.partition('.')[0] / 'photo.png')
+        assert np.array_equal(made, chelsea[:16, :16].repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
+def test_a_program_of_another_size_without_a_word_about_it_is_a_failure_of_the_image(chelsea, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'photo.png'), chelsea)
+    program = torch.export.export(Doubled(), (torch.zeros(1, 3, 16, 16),))
+    torch.export.save(program, str(tmp_path / 'net.pt2'))
+    arguments = ['--input', str(tmp_path / 'photo.png'), '--out', str(tmp_path / 'up')]
+    assert infer([str(tmp_path / 'net.pt2'), *arguments]) == 2
+    assert 'photo.png: net fails on it: it was recorded for other sizes' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('suffix', 'kind'), [('.torchscript', 'a TorchScript program'), ('.pt2', 'a torch.export')])
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
+def test_files_that_are_no_programs_are_refused(chelsea, tmp_path, capsys, suffix, kind):
+    (tmp_path / f'net{suffix}').write_bytes(b'no program')
+    cv2.imwrite(str(tmp_path / 'photo.png'), chelsea)
+    arguments = [str(tmp_path / f'net{suffix}'), '--input', str(tmp_path / 'photo.png'), '--out', str(tmp_path / 'up')]
+    assert infer(arguments) == 2
+    assert f'cannot be read as {kind}' in capsys.readouterr().err
+    assert infer([*arguments, '--precision', 'fp16']) == 2
+    assert 'keeps its own precision' in capsys.readouterr().err
+
+
+@pytest.mark.injects('bad input', 'arguments of evaluate.py, export.py and infer.py that cannot be')
+def test_a_file_of_another_kind_is_refused_with_all_that_are_taken(chelsea, tmp_path, capsys):
+    (tmp_path / 'net.tflite').write_bytes(b'')
+    cv2.imwrite(str(tmp_path / 'photo.png'), chelsea)
+    arguments = [str(tmp_path / 'net.tflite'), '--input', str(tmp_path / 'photo.png'), '--out', str(tmp_path / 'up')]
+    assert infer(arguments) == 2
+    told = capsys.readouterr().err
+    assert all(suffix in told for suffix in ('.yml', '.pth', '.safetensors', '.onnx', '.torchscript', '.pt2'))
 
 
 @needs_onnx

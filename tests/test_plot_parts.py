@@ -233,8 +233,13 @@ def network(name: str, psnr: float | None, **changes: Any) -> dict[str, Any]:
     return {'name': name, 'scale': 4, 'parameters': 40_000, 'macs': 10**9, 'sets': {'Set5': found}} | changes
 
 
-def test_points_have_their_cost_and_interpolation_has_none() -> None:
-    rows = [network('bicubic', 28.4, parameters=0, macs=0), network('a', 29.0), network('b', 30.0, macs=None)]
+@pytest.mark.parametrize('nothing', [None, 0])  # 0 in tables of before
+def test_points_have_their_cost_and_interpolation_has_none(nothing: int | None) -> None:
+    rows = [
+        network('bicubic', 28.4, parameters=nothing, macs=nothing),
+        network('a', 29.0),
+        network('b', 30.0, macs=None),
+    ]
     panels, left_out = points_of({'networks': rows}, 'macs', 'psnr_y')
     assert [(point.name, point.x, point.y) for point in panels['Set5']] == [('bicubic', None, 28.4), ('a', 10**9, 29.0)]
     assert left_out == ['b: no macs on Set5']

@@ -1,16 +1,19 @@
 """What ships is listed from the files themselves, and copied with its cards."""
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_arch, small_network, write_option
+from conftest import REPO, build_arch, small_network, write_option
 from safetensors.torch import save_file
 
 import mtkd.__main__ as command
 from mtkd import pretrained
+from mtkd.option_file import read_option
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
 from mtkd_eval.export import main as export
 
@@ -125,3 +128,15 @@ def test_what_ships_is_small_measured_and_loads_by_its_path() -> None:
         assert one.path.with_suffix('.md').is_file()
     ensemble = TeacherEnsemble({one.path.stem: {'path': str(one.path)} for one in teachers}, 4)
     assert ensemble(torch.rand(1, 3, 16, 16))['target'].shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize('shipped', SHIPPED, ids=lambda one: one.path.stem)
+def test_the_card_of_what_ships_tells_its_training_and_leaves_nothing_unknown(shipped: pretrained.Shipped) -> None:
+    card = shipped.path.with_suffix('.md').read_text()
+    assert 'unknown' not in card.lower()
+    option = read_option(REPO / re.search(r'option file \| `(options/pretrained/.+)`', card)[1])
+    iterations = option['train']['total_iter']
+    assert re.search(rf'iterations of these weights \| {iterations}\b', card)
+    assert '489 images' in card
+    assert 'for research use' in card
+    assert hashlib.sha256(shipped.path.read_bytes()).hexdigest() in card

@@ -8,12 +8,14 @@ ABOUT = (
     'the 399 photographs of BSDS500 train + test (302003 left out, the source of Set5 woman) and 90 of T91 (one is too '
     'small).',
 )
+IMAGES = '399 photographs of BSDS500 (train and test, without 302003) and 90 of T91, for research use'
 COMMANDS = """
 #   python scripts/prepare_data.py --hr BSDS400 T91 --out datasets/BSDS400_T91 --scale 2 3 4 --min-side 96 \\
 #       --sub-image 0 --compression-level 0
 #   python basicsr/train.py -opt options/pretrained/train_{name}_x{scale}.yml
 #   python scripts/export.py {name}_x{scale}=options/pretrained/train_{name}_x{scale}.yml --format safetensors \\
-#       --half --set datasets/Set5 datasets/Set14 --license Apache-2.0 --out mtkd/pretrained"""
+#       --half --set datasets/Set5 datasets/Set14 --license Apache-2.0 --out mtkd/pretrained \\
+#       --about-data '{images}'"""
 NETWORKS = {
     'edsr': EDSR.format(64, 12, 4, 1),
     'rcan': RCAN.format(48, 4, 5, 8, 4),
@@ -33,7 +35,8 @@ AGGREGATOR_COMMANDS = """
 #   python scripts/cache_teachers.py -opt options/pretrained/train_aggregator_x{scale}.yml
 #   python basicsr/train.py -opt options/pretrained/train_aggregator_x{scale}.yml
 #   python scripts/export.py aggregator_x{scale}=options/pretrained/train_aggregator_x{scale}.yml \\
-#       --format safetensors --half --set datasets/Set5 datasets/Set14 --license Apache-2.0 --out mtkd/pretrained"""
+#       --format safetensors --half --set datasets/Set5 datasets/Set14 --license Apache-2.0 --out mtkd/pretrained \\
+#       --about-data '{images}'"""
 AGGREGATOR = DCTSWIN.format(4, 48, '[2, 2]', '[4, 4]')
 AGGREGATOR_ITERATIONS = 3000
 WEIGHTS = 'mtkd/pretrained/{}_x4.safetensors'
@@ -45,15 +48,17 @@ def shipped_teachers() -> dict[str, str]:
     """File name -> text of the option files of the three teachers and their aggregator."""
     files = {}
     for name, network in NETWORKS.items():
-        header = comment(ABOUT, title=TITLES[name], name=name, scale=4) + COMMANDS.format(name=name, scale=4)
+        commands = COMMANDS.format(name=name, scale=4, images=IMAGES)
+        header = comment(ABOUT, title=TITLES[name], name=name, scale=4) + commands
         files[f'pretrained/train_{name}_x4.yml'] = _file(
             header, name, 'MultiTeacherSRModel', '', network, ITERATIONS[name], lr=0.001, dataset='PairedCropDataset',
             cache=RESIDENT,
         )  # fmt: skip
     teachers = teachers_section({name: (network, WEIGHTS.format(name)) for name, network in NETWORKS.items()}, 'auto')
     order = f'\naggregator:\n  inputs: [{", ".join(NETWORKS)}]\n'
+    commands = AGGREGATOR_COMMANDS.format(scale=4, images=IMAGES)
     files['pretrained/train_aggregator_x4.yml'] = _file(
-        comment(ABOUT_AGGREGATOR, scale=4) + AGGREGATOR_COMMANDS.format(scale=4), 'aggregator', 'AggregationModel',
+        comment(ABOUT_AGGREGATOR, scale=4) + commands, 'aggregator', 'AggregationModel',
         teachers + order, AGGREGATOR, AGGREGATOR_ITERATIONS, lr=0.0005, dataset='CachedTeacherDataset',
         cache=CACHE.format('_'.join(NETWORKS)) + RESIDENT,
     )  # fmt: skip
