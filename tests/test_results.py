@@ -22,3 +22,20 @@ def test_the_results_page_says_what_the_files_say(path: Path) -> None:
 def test_the_table_of_the_readme_is_that_of_the_study() -> None:
     study = json.loads((REPO / 'benchmarks/results/study/small_x4.json').read_text())
     assert gains_table(study) in (REPO / 'README.md').read_text()
+
+
+def test_the_quickstart_table_of_the_readme_is_that_of_its_files() -> None:
+    rows = {}
+    for line in (REPO / 'README.md').read_text().splitlines():
+        cells = [cell.strip(' *') for cell in line.strip('|').split('|')]
+        rows[cells[0].partition(':')[0]] = cells[1:]
+    for file, place in (('table', 2), ('set5', 4)):
+        results = json.loads((REPO / f'benchmarks/results/quickstart/{file}.json').read_text())
+        for network in results['networks']:
+            (found,) = (each['mean'] for each in network['sets'].values())
+            expected = [f'{found["psnr_y"]:.2f}', f'{found["ssim_y"]:.4f}']
+            assert rows[network['name']][place : place + 2] == expected, network['name']
+    for name in ('edsr', 'rcan', 'swinir'):
+        card = (REPO / f'mtkd/pretrained/{name}_x4.md').read_text()
+        psnr, ssim = rows[f'teacher {name}'][4:6]
+        assert f'| Set5 | {psnr} | {ssim} |' in card
