@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from mtkd.option_file import read_option
 from mtkd_arch.named_network import named_network
 from mtkd_data.teacher_cache.description import sha256_of_file
+from mtkd_data.weights_path import weights_path
 from mtkd_eval.cost import OUTPUT, count_macs, count_parameters
 from mtkd_eval.experiments import option_in
 from mtkd_eval.loaded import LoadedNetwork
@@ -200,7 +201,7 @@ def _teachers(opt: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _named(path: Any) -> dict[str, Any] | None:
-    return named_network(path) if path and Path(path).expanduser().is_file() else None
+    return named_network(path) if path and weights_path(path).is_file() else None
 
 
 def _terms(train: Mapping[str, Any]) -> Iterator[str]:
