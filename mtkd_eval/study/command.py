@@ -22,18 +22,27 @@ from mtkd_eval.study.collect import as_study, clock_plan
 from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
 from mtkd_eval.study.overlay import references
 from mtkd_eval.study.report import gains_of, insert, to_markdown
-from mtkd_eval.study.running import RunFailedError, Study, in_parallel
+from mtkd_eval.study.running import RunFailedError, Study, in_parallel, with_plugin
 from mtkd_eval.study.statistics import gains_over
 
 SMOKE_ITERATIONS = 4
 
 
 def prepare_data(grid: Grid) -> None:
-    """Run the commands of ``prepare`` whose folders are missing. Raises RunFailedError where one does not make it."""
+    """Run the commands of ``prepare`` whose folders are missing: arguments of Python, a script or ``-m`` and a module.
+
+    Raises FileNotFoundError for a script that is not there, RunFailedError where one does not make its folder.
+    """
     for folder, command in grid.prepare.items():
         if not Path(folder).exists():
+            arguments = shlex.split(command)
+            if not arguments[0].startswith('-') and not Path(arguments[0]).is_file():
+                raise FileNotFoundError(
+                    f'{folder} is missing, and so is {arguments[0]}, with which prepare of {grid.path} would make it: '
+                    'scripts are in a checkout of the repository: make the folder there, or start from there'
+                )
             print(f'making {folder}: python {command}', file=sys.stderr)
-            done = subprocess.run([sys.executable, *shlex.split(command)], check=False)
+            done = subprocess.run([sys.executable, *arguments], env=with_plugin(), check=False)
             if done.returncode or not Path(folder).exists():
                 raise RunFailedError(f'python {command}: exit code {done.returncode}, expected it to make {folder}')
 

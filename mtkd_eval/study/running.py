@@ -45,13 +45,18 @@ def write_option(options: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
+def with_plugin() -> dict[str, str]:
+    """The environment of a process that finds this very plugin, be it installed or not."""
+    root = str(Path(mtkd.__file__).parents[1])
+    return os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
+
+
 def call(code: str, arguments: list[str], log: Path, slot: int, threads: int | None) -> None:
     """Run Python code in a process with its output in ``log``; RunFailedError with the end of the log if it fails.
 
     ``slot``: which of the parallel jobs this is; with several GPUs it picks one.
     """
-    root = str(Path(mtkd.__file__).parents[1])
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
+    environment = with_plugin()
     if threads:
         environment |= {'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
     if len(devices := visible_devices()) > 1:
