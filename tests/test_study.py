@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import AGGREGATOR, write_option
 
-from mtkd_eval.study import running
+from mtkd_eval.study import command, running
 from mtkd_eval.study.command import main
 from mtkd_eval.study.running import RunFailedError, Study, call, in_parallel, step_seconds, visible_devices
 
@@ -304,6 +304,36 @@ def test_what_prepare_will_make_is_not_missing_until_it_has_run(
     assert main([str(grid), '--out', str(tmp_path / 'out')]) == 2
     assert f'dataroot_gt: no such LMDB (no meta_info.txt): {made}/train/GT.lmdb' in capsys.readouterr().err
     assert (made / 'val').is_dir()
+
+
+def test_results_that_other_code_trained_are_noted_and_kept(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(code: str, arguments: list[str], log: Path, *rest: object) -> None:
+        if code != running.CACHE:
+            stand_in(arguments)
+            experiment = tmp_path / 'out/experiments' / log.stem
+            experiment.mkdir(parents=True, exist_ok=True)
+            (experiment / running.TRAINED_ON).write_text(
+                '{"commit": "0ld", "device": "CPU", "threads": 1, "torch": "2"}'
+            )
+
+    monkeypatch.setattr(running, 'call', trained)
+    monkeypatch.setattr(command, 'commit', lambda: '0ld')
+    arguments = [str(grid), '--out', str(tmp_path / 'out')]
+    assert main([*arguments, '--only', 'edsr-scratch*', 'edsr-kd*']) == 0
+    assert main([*arguments, '--list']) == 0
+    assert 'note:' not in capsys.readouterr().err
+    monkeypatch.setattr(command, 'commit', lambda: 'n3w')
+    note = 'note: 2 of 2 kept results were trained by other code than n3w: 2 by 0ld\n'
+    assert main([*arguments, '--list']) == 0
+    assert capsys.readouterr().err == note
+    before = (tmp_path / 'out/runs/edsr-kd-seed3.json').read_bytes()
+    assert main([*arguments, '--only', 'edsr-kd*']) == 0
+    assert note in capsys.readouterr().err
+    assert (tmp_path / 'out/runs/edsr-kd-seed3.json').read_bytes() == before
+    assert main([*arguments, '--only', 'edsr-kd*', '--redo', 'edsr-scratch*', 'edsr-kd*']) == 0
+    assert 'note:' not in capsys.readouterr().err  # nothing old is kept
 
 
 def test_data_that_are_missing_are_made_by_the_command_of_the_grid(

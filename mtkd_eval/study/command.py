@@ -8,16 +8,22 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+import mtkd  # first: it mends BasicSR
+
+# isort: split
 from mtkd_data.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.image_sets import find_sets
+from mtkd_eval.record import commit
 from mtkd_eval.study.collect import as_study, clock_plan
 from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
 from mtkd_eval.study.missing import refuse_missing_parts
@@ -173,6 +179,26 @@ def listing(study: Study, runs: Sequence[Run]) -> str:
     return '\n'.join(f'{state(run):8} {run.name}' for run in runs)
 
 
+def of_other_commits(study: Study, runs: Iterable[Run]) -> str:
+    """A line for results that are kept though another commit than the present one trained them; or an empty text.
+
+    Commits are no part of a digest: a change elsewhere in the code would repeat everything.
+    """
+    here = code_of({'commit': commit(), 'mtkd': mtkd.__version__})
+    kept = [code_of(result.get('trained_on') or {}) for run in runs if (result := study.result_of(run))]
+    others = Counter(code for code in kept if code != here)
+    if not others:
+        return ''
+    counts = ', '.join(f'{count} by {code}' for code, count in others.most_common())
+    return f'note: {others.total()} of {len(kept)} kept results were trained by other code than {here}: {counts}'
+
+
+def code_of(made: Mapping[str, Any]) -> str:
+    """The commit that circumstances hold, outside a checkout the version."""
+    version = made.get('mtkd')
+    return made.get('commit') or (f'version {version}' if version else 'unknown code')
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Train every student of a grid file with every method and seed, measure them and write it up:\n'
@@ -231,6 +257,7 @@ def run(given: argparse.Namespace) -> dict[str, str]:
     redone = _chosen([*trained_runs(grid).values(), *planned], given.redo or [], '--redo')
     if given.list:
         print(listing(study, [*chosen, *clock_runs(grid, clock_plan(study, planned, keep=False))]))
+        _note_other_code(study, planned)
         return {}
     failures = {}
     if not given.report:
@@ -243,6 +270,7 @@ def run(given: argparse.Namespace) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         with only_run(folder):
             _clear(study, planned, redone, given.redo_stale)
+            _note_other_code(study, planned)
             failures = carry_out(study, planned, chosen, given.only)
     for message in told(failures):
         print(f'error: {message}', file=sys.stderr)
@@ -257,6 +285,13 @@ def _refuse_missing(study: Study, planned: Sequence[Run], chosen: Sequence[Run],
     trained = trained_runs(study.grid)
     networks, caches = needed_parts(study.grid, runs)
     refuse_missing_parts(study.grid, [*(trained[name] for name in networks), *runs], caches, study.test_sets)
+
+
+def _note_other_code(study: Study, planned: Sequence[Run]) -> None:
+    timed = clock_runs(study.grid, clock_plan(study, planned, keep=False))
+    note = of_other_commits(study, [*trained_runs(study.grid).values(), *planned, *timed])
+    if note:
+        print(note, file=sys.stderr)
 
 
 def _clear(study: Study, planned: Sequence[Run], redone: Sequence[Run], redo_stale: bool) -> None:
