@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd_arch.tensor_file import explained, read_tensor_file
+from mtkd_data.weights_path import weights_path
 
 StateDict = dict[str, Tensor]
 DERIVED = ('relative_position_index', 'attn_mask')
@@ -45,12 +46,12 @@ def read_state_dict(path: str | Path, param_key: str | None = None) -> StateDict
     """The state dict in a ``.pth``, ``.pt`` or ``.safetensors`` file, on the CPU, under the names it has there.
 
     Without ``param_key`` the first of ``PARAM_KEYS`` (``params_ema``, ``params``, ...) is taken, or the file itself
-    when it is a bare state dict. A ``module.`` prefix goes. ``path`` may begin with ``~``, as everywhere here.
+    when it is a bare state dict. A ``module.`` prefix goes. ``path`` as of ``weights_path``.
 
     Raises FileNotFoundError, or ValueError for a file that is damaged, is no checkpoint, lacks ``param_key``, or holds
     what is not a number.
     """
-    content = read_tensor_file(Path(path).expanduser())
+    content = read_tensor_file(weights_path(path))
     weights = {_without_module(name): value for name, value in _select(content, param_key, path).items()}
     strange = [name for name, value in weights.items() if not _is_plain(value)]
     if strange:
@@ -69,7 +70,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Of a safetensors file the header alone is read, its texts as JSON where they are; empty for foreign files. Raises
     what ``read_state_dict`` raises.
     """
-    path = Path(path).expanduser()
+    path = weights_path(path)
     if path.suffix == '.safetensors':
         return {key: _parsed(text) for key, text in explained(path, _safetensors_header).items()}
     content = read_tensor_file(path)

@@ -9,6 +9,7 @@ from mtkd.checks import nearest
 from mtkd.option_file import read_option
 from mtkd_arch.named_network import named_network, with_named_network
 from mtkd_arch.teacher_ensemble_arch import RUN_KEYS, TeacherEnsemble
+from mtkd_data.weights_path import weights_path
 from mtkd_eval.bicubic import BicubicUpsampling
 from mtkd_eval.experiments import OPTION_SUFFIXES, option_in, trained_weights
 from mtkd_eval.loaded import LoadedNetwork, built, frozen, measured_scale
@@ -85,7 +86,7 @@ def _from_option(
     if checkpoint is not None:
         weights, name = checkpoint, f'{name}/{checkpoint.stem}'
     elif experiment is None and not opt.get('train') and paths.get('pretrain_network_g'):
-        weights, param_key = Path(paths['pretrain_network_g']).expanduser(), param_key or paths.get('param_key_g')
+        weights, param_key = weights_path(paths['pretrain_network_g']), param_key or paths.get('param_key_g')
         strict = bool(paths.get('strict_load_g', True))
     else:
         weights = trained_weights(opt, path, experiment)
@@ -98,6 +99,7 @@ def _from_option(
 
 
 def _from_checkpoint(path: Path, network: Any, param_key: str | None) -> LoadedNetwork:
+    path = weights_path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no such weights file: {path}')
     experiment = path.absolute().parent.parent
@@ -130,7 +132,7 @@ def _load_part(path: Path, part: str) -> LoadedNetwork:
     if not isinstance(teacher, Mapping) or not teacher.get('path'):
         raise ValueError(f"{where} should be a mapping with the keys 'network' and 'path'; it is {teacher!r}")
     teacher = with_named_network(teacher, where)
-    weights, strict = Path(teacher['path']).expanduser(), teacher.get('strict', True)
+    weights, strict = weights_path(teacher['path']), teacher.get('strict', True)
     loaded = built(
         teacher.get('network'), weights, teacher.get('param_key'), strict, opt.get('scale'), name, f'{where}.network'
     )
@@ -149,7 +151,7 @@ def _target(opt: Mapping[str, Any], path: Path, aggregator: Any, name: str) -> L
         raise type(error)(f'{path}: {error}') from error
     network = TargetNetwork(ensemble)
     merged = [section for section in (*plain.values(), aggregator) if section and section.get('path')]
-    weights = tuple(Path(section['path']).expanduser() for section in merged)
+    weights = tuple(weights_path(section['path']) for section in merged)
     source = f'target of {path}: {", ".join(map(str, weights))}'
     option = (with_named_network(aggregator, 'aggregator') if aggregator else {}).get('network')
     return frozen(name, network, opt['scale'], 1, source, network.align, weights, option)

@@ -8,6 +8,7 @@ from typing import Any
 from mtkd.option_file import read_option
 from mtkd_arch.named_network import named_network
 from mtkd_arch.weights import read_metadata
+from mtkd_data.weights_path import weights_path
 from mtkd_eval.experiments import CHECKPOINT, option_in
 from mtkd_eval.loaded import LoadedNetwork
 from mtkd_eval.target import TargetNetwork
@@ -128,7 +129,7 @@ def _teachers(opt: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _named(path: Any) -> dict[str, Any] | None:
-    return named_network(path) if path and Path(path).expanduser().is_file() else None
+    return named_network(path) if path and weights_path(path).is_file() else None
 
 
 def _terms(train: Mapping[str, Any]) -> Iterator[str]:

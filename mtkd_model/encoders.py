@@ -14,6 +14,7 @@ from mtkd_arch.feature_maps import window_in
 from mtkd_arch.padding import pad_to_multiple
 from mtkd_arch.taps import find_module, record_taps
 from mtkd_arch.weights import load_weights, read_weights
+from mtkd_data.weights_path import weights_path
 from mtkd_loss.contrastive_loss import FIVE_WEIGHTS
 
 VGG_FILE = 'vgg19-dcbb9e9d.pth'
@@ -106,7 +107,7 @@ def missing_weights(opt: Mapping[str, Any]) -> tuple[str, str] | None:
         fetch = f'fetch https://download.pytorch.org/models/{VGG_FILE} and put it there'
         message = f'no such file: {path}: {fetch}, or set encoder.weights to where it is'
         return None if path.is_file() else ('weights', message)
-    there = opt['path'] and Path(opt['path']).expanduser().is_file()
+    there = opt['path'] and weights_path(opt['path']).is_file()
     return (
         None if there else ('path', f'no such file: {opt["path"]}: it should hold weights of {opt["network"]["type"]}')
     )

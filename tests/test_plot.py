@@ -194,6 +194,14 @@ def test_a_curve_has_its_raw_line_behind_and_a_bend_at_the_start_does_not_hide_t
     assert [len(line.get_xdata()) for line in psnr.lines] == [20, 20]
     assert len(drawn([*COMMANDS['curves'], '--smooth', '5']).axes[1].lines) == 4
     assert psnr.get_ylim()[0] > 20.2  # the first point; 20 + 600 / 500 is the first that counts
+    lowest = min(line.get_ydata().min() for line in psnr.lines)
+    assert [text.get_text() for text in psnr.texts] == [f'cut off below; the lowest point is {lowest:.4g}']
+    assert not loss.texts  # all of it is shown
+
+
+def test_losses_are_said_to_be_weighted_and_validation_figures_are_not(drawn: Drawn) -> None:
+    psnr, loss = drawn(COMMANDS['curves']).axes
+    assert (psnr.get_ylabel(), loss.get_ylabel()) == ('', 'as weighted in training')
 
 
 def test_points_lie_where_the_results_say(drawn: Drawn) -> None:

@@ -8,14 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from basicsr.models import base_model
 from conftest import REPO, build_arch, small_network, write_option
 from safetensors.torch import save_file
 
 import mtkd.__main__ as command
 from mtkd import pretrained
 from mtkd.option_file import read_option
+from mtkd.schema.as_parsed import as_parsed
+from mtkd.schema.missing_files import missing_files
+from mtkd_arch.named_network import with_named_networks
 from mtkd_arch.teacher_ensemble_arch import TeacherEnsemble
+from mtkd_arch.weights import read_weights
+from mtkd_data.teacher_cache.description import describe_networks
+from mtkd_data.weights_path import weights_path
 from mtkd_eval.export import main as export
+from mtkd_eval.load import load_network
+from mtkd_eval.study.fingerprints import fingerprints
 
 
 @pytest.fixture
@@ -140,3 +149,44 @@ def test_the_card_of_what_ships_tells_its_training_and_leaves_nothing_unknown(sh
     assert '489 images' in card
     assert 'for research use' in card
     assert hashlib.sha256(shipped.path.read_bytes()).hexdigest() in card
+
+
+@pytest.mark.skipif(not SHIPPED, reason='no networks ship with this version')
+def test_the_names_in_the_copied_option_files_serve_outside_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of teachers, aggregator and student; what the check finds missing are the images alone."""
+    monkeypatch.chdir(tmp_path)
+    assert command.main(['options', 'mine']) == 0
+    for part in ('teachers.edsr', 'target'):
+        assert load_network(f'mine/quickstart/train_mtkd.yml:{part}').scale == 4
+    opt = read_option(Path('mine/quickstart/train_mtkd.yml'))
+    del opt['datasets']['train']['dataroot_cache']  # with one, teachers are not looked for
+    opt['path']['pretrain_network_g'] = 'mtkd/pretrained/edsr_x4.safetensors'
+    assert {problem.path.split('.')[0] for problem in missing_files(as_parsed(opt, tmp_path))} == {'datasets'}
+    assert describe_networks(with_named_networks(opt), ['target'])['aggregator']
+    assert read_weights(opt['path']['pretrain_network_g'])  # as our models read it
+    assert base_model.torch.load(opt['path']['pretrain_network_g'])  # as BasicSR's do
+
+
+@pytest.mark.skipif(not SHIPPED, reason='no networks ship with this version')
+def test_a_file_in_the_working_directory_goes_before_the_one_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = Path('mtkd/pretrained/edsr_x4.safetensors')
+    assert weights_path(given) == pretrained.FOLDER / given.name
+    (tmp_path / given).parent.mkdir(parents=True)
+    (tmp_path / given).touch()
+    assert weights_path(given) == given
+    assert weights_path('mtkd/pretrained/none.pth') == Path('mtkd/pretrained/none.pth')  # as messages shall name it
+    assert weights_path('other/edsr_x4.safetensors') == Path('other/edsr_x4.safetensors')
+
+
+@pytest.mark.skipif(not SHIPPED, reason='no networks ship with this version')
+def test_a_study_knows_the_weights_that_ship_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {'teachers': {'edsr': {'path': 'mtkd/pretrained/edsr_x4.safetensors'}}}
+    monkeypatch.chdir(pretrained.FOLDER.parents[1])
+    inside = fingerprints(options)
+    monkeypatch.chdir(tmp_path)
+    assert fingerprints(options) == inside != []

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import AGGREGATOR, write_option
 
 from mtkd_eval.plots.gains import read_gains
-from mtkd_eval.study import running
+from mtkd_eval.study import command, running
 from mtkd_eval.study.command import main
 from mtkd_eval.study.running import RunFailedError, Study, call, in_parallel, step_seconds, visible_devices
 
@@ -202,9 +203,35 @@ def test_what_needs_a_network_that_failed_is_left_out_and_the_rest_is_run(
 
     monkeypatch.setattr(running, 'call', measured)
     assert main([str(grid), '--out', str(tmp_path / 'out')]) == 2
-    assert 'the aggregator burst' in capsys.readouterr().err
+    *_, failed, skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
+    assert failed == 'error: the aggregator burst'
+    assert skipped == 'error: cache merged, edsr-mtkd-seed3: skipped: needs merge, which failed'
     study = json.loads((tmp_path / 'out/study.json').read_text())
     assert [each['method'] for each in study['results']] == ['scratch', 'kd']
+
+
+@pytest.mark.injects('fault', 'processes that die or images that break during the work')
+def test_what_a_failed_cache_takes_with_it_is_told_by_the_cache(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The aggregator learns from the cache that fails; another cache and a run need the aggregator."""
+
+    def measured(code: str, arguments: list[str], log: Path, *rest: object) -> None:
+        if log.stem == 'cache_plain':
+            raise RunFailedError('the images are bad')
+        assert log.stem == 'edsr-scratch-seed3', f'cannot be made: {log.stem}'
+        stand_in(arguments)
+
+    content = yaml.safe_load(grid.read_text())
+    content['trained']['merge']['cache'] = 'plain'
+    write_option(content, grid)
+    monkeypatch.setattr(running, 'call', measured)
+    assert main([str(grid), '--out', str(tmp_path / 'out')]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
+    assert errors == [
+        'error: the images are bad',
+        'error: merge, cache merged, edsr-kd-seed3, edsr-mtkd-seed3: skipped: needs cache plain, which failed',
+    ]
 
 
 @pytest.mark.injects('fault', 'processes that die or images that break during the work')
@@ -267,6 +294,76 @@ def test_what_is_no_study_is_not_written_up(
     assert main(['study.json', *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not Path('results.md').exists()
+
+
+def test_all_that_is_missing_is_told_at_once_before_the_first_step(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running, 'call', lambda *_: pytest.fail('something was started'))
+    content = yaml.safe_load(grid.read_text())
+    content['base']['datasets']['train']['dataroot_lq'] = 'nowhere/LR.lmdb'
+    content['caches']['plain']['options'] = {'teachers': {'edsr': {'path': 'nowhere/edsr.pth'}}}
+    content['students']['edsr']['options']['path'] = {'pretrain_network_g': 'nowhere/start.pth'}
+    write_option(content, grid)
+    out = ['--out', str(tmp_path / 'out')]
+    assert main([str(grid), *out, '--set', 'nowhere/Set5']) == 2
+    head, *missing, how = capsys.readouterr().err.splitlines()
+    assert head == f'error: {grid}: 4 files or folders are missing:'
+    assert sorted(missing) == [
+        'base.datasets.train.dataroot_lq: no such LMDB (no meta_info.txt): nowhere/LR.lmdb',
+        'caches.plain.options.teachers.edsr.path: no such weights file: nowhere/edsr.pth',
+        'students.edsr.options.path.pretrain_network_g: no such weights file: nowhere/start.pth',
+        'test_sets: --set nowhere/Set5: no such folder or option file; expected one, or NAME=HR,LR',
+    ]
+    assert 'head of the grid file' in how
+    assert not (tmp_path / 'out').exists()
+    assert main([str(grid), *out, '--only', 'edsr-scratch*']) == 2
+    assert 'edsr.pth' not in capsys.readouterr().err  # of a cache that scratch does not need
+    assert main([str(grid), *out, '--list']) == 0
+
+
+def test_what_prepare_will_make_is_not_missing_until_it_has_run(
+    grid: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running, 'call', lambda *_: pytest.fail('something was started'))
+    made, script = tmp_path / 'made', tmp_path / 'script.py'
+    script.write_text(f'import shutil; shutil.copytree({str(data / "val")!r}, {str(made / "val")!r})')
+    content = yaml.safe_load(grid.read_text())
+    content['base']['datasets']['train']['dataroot_gt'] = str(made / 'train/GT.lmdb')
+    write_option({**content, 'prepare': {str(made): str(script)}, 'test_sets': [str(made / 'val')]}, grid)
+    assert main([str(grid), '--out', str(tmp_path / 'out')]) == 2
+    assert f'dataroot_gt: no such LMDB (no meta_info.txt): {made}/train/GT.lmdb' in capsys.readouterr().err
+    assert (made / 'val').is_dir()
+
+
+def test_results_that_other_code_trained_are_noted_and_kept(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(code: str, arguments: list[str], log: Path, *rest: object) -> None:
+        if code != running.CACHE:
+            stand_in(arguments)
+            experiment = tmp_path / 'out/experiments' / log.stem
+            experiment.mkdir(parents=True, exist_ok=True)
+            (experiment / running.TRAINED_ON).write_text(
+                '{"commit": "0ld", "device": "CPU", "threads": 1, "torch": "2"}'
+            )
+
+    monkeypatch.setattr(running, 'call', trained)
+    monkeypatch.setattr(command, 'commit', lambda: '0ld')
+    arguments = [str(grid), '--out', str(tmp_path / 'out')]
+    assert main([*arguments, '--only', 'edsr-scratch*', 'edsr-kd*']) == 0
+    assert main([*arguments, '--list']) == 0
+    assert 'note:' not in capsys.readouterr().err
+    monkeypatch.setattr(command, 'commit', lambda: 'n3w')
+    note = 'note: 2 of 2 kept results were trained by other code than n3w: 2 by 0ld\n'
+    assert main([*arguments, '--list']) == 0
+    assert capsys.readouterr().err == note
+    before = (tmp_path / 'out/runs/edsr-kd-seed3.json').read_bytes()
+    assert main([*arguments, '--only', 'edsr-kd*']) == 0
+    assert note in capsys.readouterr().err
+    assert (tmp_path / 'out/runs/edsr-kd-seed3.json').read_bytes() == before
+    assert main([*arguments, '--only', 'edsr-kd*', '--redo', 'edsr-scratch*', 'edsr-kd*']) == 0
+    assert 'note:' not in capsys.readouterr().err  # nothing old is kept
 
 
 def test_data_that_are_missing_are_made_by_the_command_of_the_grid(

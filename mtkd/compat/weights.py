@@ -30,5 +30,6 @@ class _TensorsAlone(types.ModuleType):
     def load(path: str | Path, *_: Any, **__: Any) -> Any:
         """What the file holds, on the CPU, where BasicSR wants it. Raises what ``read_tensor_file`` raises."""
         from mtkd_arch.tensor_file import read_tensor_file
+        from mtkd_data.weights_path import weights_path
 
-        return read_tensor_file(Path(path))
+        return read_tensor_file(weights_path(path))

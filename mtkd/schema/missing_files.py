@@ -8,6 +8,7 @@ from mtkd.checks import missing_root
 from mtkd.schema.problem import Problem
 from mtkd.schema.problems import listed
 from mtkd_data.teacher_cache.cache import RECORD, REMAKE
+from mtkd_data.weights_path import weights_path
 from mtkd_model.encoders import missing_weights
 
 
@@ -51,7 +52,7 @@ def _weights(opt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         named['path.pretrain_network_g'] = paths.get('pretrain_network_g')
         named['train.init_from_teacher.path'] = (train.get('init_from_teacher') or {}).get('path')
     for where, path in named.items():
-        if path and not Path(path).expanduser().is_file():
+        if path and not weights_path(path).is_file():
             yield where, f'no such weights file: {path}'
     for name, term in (train.get('distill') or {}).items():
         encoder = term.get('encoder') or {}

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtkd_data.weights_path import weights_path
+
 CACHE_VERSION = 1
 FORMATS = ('lmdb', 'disk')
 NETWORK_ITEMS = ('network', 'window', 'param_key', 'strict', 'weights')
@@ -59,7 +61,7 @@ def _describe_loaded(opt: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not opt.get('path'):
         raise ValueError(f'{where}.path is empty: it should name a file of trained weights')
     try:
-        return {**described, 'weights': sha256_of_file(Path(opt['path']).expanduser())}
+        return {**described, 'weights': sha256_of_file(weights_path(opt['path']))}
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{where}.path: {error}') from error
 
@@ -126,7 +128,7 @@ def _compare_network(made: Mapping[str, Any], opt: Mapping[str, Any], where: str
     for item in NETWORK_ITEMS:
         if item in made and item != 'weights' and made[item] != given[item]:
             raise _differs(f'{where}.{item}', made[item], given[item], root)
-    path = Path(opt['path']).expanduser() if opt.get('path') else None
+    path = weights_path(opt['path']) if opt.get('path') else None
     if path is None or not path.is_file():
         # not the logger: this comes before BasicSR has given it its file
         warnings.warn(
@@ -143,7 +145,7 @@ def _named(opt: Mapping[str, Any], made: Mapping[str, Any] | None, where: str) -
     """With the network that the weights file names; where the file is gone, the network of the cache will be meant."""
     if not isinstance(opt, Mapping) or 'network' in opt or not opt.get('path'):
         return opt
-    if not Path(opt['path']).expanduser().is_file():
+    if not weights_path(opt['path']).is_file():
         return {**opt, 'network': made['network']} if made else opt
     from mtkd_arch.named_network import with_named_network  # here: it loads torch, and reading a cache needs none
 

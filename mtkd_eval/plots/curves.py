@@ -9,12 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
-from mtkd_eval.plots.style import LARGE, look, new_figure, styled
+from mtkd_eval.plots.style import GREY, LARGE, SMALL, look, new_figure, styled
 from mtkd_eval.plots.training_log import Series
 
 SHOWN = ('psnr', 'l_*')
 UNITS = {'psnr': 'PSNR (dB)', 'ssim': 'SSIM', 'lr': 'learning rate'}
 PANEL = (3.6, 2.5)  # inches
+WEIGHTED = 'as weighted in training'  # BasicSR logs a loss times its loss_weight, which differs between methods
 DECADES = 20.0  # a loss whose largest value is so many times its smallest has a logarithmic axis
 MARKED = 40  # more points than these need no markers
 
@@ -56,8 +57,8 @@ def draw_curves(
     """A panel per curve, a line per experiment, smoothed over ``smooth`` points; the raw line light behind.
 
     ``smooth`` None takes a twentieth of the points; only losses are smoothed. The axis of a validation figure shows
-    what follows the first quarter of the training; before it, lines come from below. Raises ValueError for a curve in
-    ``shown`` that no experiment has.
+    what follows the first quarter of the training; before it, lines come from below, which the panel says. Raises
+    ValueError for a curve in ``shown`` that no experiment has.
     """
     panels = choose_panels(experiments, shown)
     columns = ceil(len(panels) / ceil(len(panels) / 3))
@@ -99,6 +100,8 @@ def _finish(panel: Axes, name: str, curves: Sequence[Mapping[int, float]]) -> No
     title = UNITS.get(metric, metric) + (f', {dataset}' if dataset else '')
     panel.set_title(title, loc='left')
     panel.set_xlabel('iteration')
+    if metric.startswith('l_'):
+        panel.set_ylabel(WEIGHTED)
     panel.xaxis.set_major_formatter(EngFormatter(sep=''))
     panel.grid()
     values = [value for curve in curves for value in curve.values()]
@@ -110,6 +113,8 @@ def _finish(panel: Axes, name: str, curves: Sequence[Mapping[int, float]]) -> No
     if dataset and (floor := _settled(curves)) > min(values):
         reach = max(values) - floor
         panel.set_ylim(floor - 0.06 * reach, max(values) + 0.06 * reach)
+        note = f'cut off below; the lowest point is {min(values):.4g}'
+        panel.text(0.99, 0.02, note, transform=panel.transAxes, ha='right', va='bottom', fontsize=SMALL, color=GREY)
 
 
 def _settled(curves: Sequence[Mapping[int, float]]) -> float:

@@ -8,34 +8,52 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+import mtkd  # first: it mends BasicSR
+
+# isort: split
 from mtkd_data.command_line import exit_code
 from mtkd_data.folder_lock import only_run
 from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.image_sets import find_sets
+from mtkd_eval.record import commit
 from mtkd_eval.study.collect import as_study, clock_plan
 from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
+from mtkd_eval.study.missing import refuse_missing_parts
 from mtkd_eval.study.overlay import references
 from mtkd_eval.study.report import insert, to_markdown
-from mtkd_eval.study.running import RunFailedError, Study, in_parallel
+from mtkd_eval.study.running import RunFailedError, Study, in_parallel, with_plugin
 
 SMOKE_ITERATIONS = 4
+SKIPPED = 'skipped: needs '
 
 
-def prepare_data(grid: Grid) -> None:
-    """Run the commands of ``prepare`` whose folders are missing. Raises RunFailedError where one does not make it."""
-    for folder, command in grid.prepare.items():
-        if not Path(folder).exists():
-            print(f'making {folder}: python {command}', file=sys.stderr)
-            done = subprocess.run([sys.executable, *shlex.split(command)], check=False)
-            if done.returncode or not Path(folder).exists():
-                raise RunFailedError(f'python {command}: exit code {done.returncode}, expected it to make {folder}')
+def prepare_data(grid: Grid) -> bool:
+    """Run the commands of ``prepare`` whose folders are missing, arguments of Python: a script, or ``-m`` and a module.
+
+    Whether there were any. Raises FileNotFoundError for a script that is not there, RunFailedError where one does not
+    make its folder.
+    """
+    waiting = {folder: shlex.split(command) for folder, command in grid.prepare.items() if not Path(folder).exists()}
+    for folder, (first, *others) in waiting.items():
+        if not first.startswith('-') and not Path(first).is_file():
+            raise FileNotFoundError(
+                f'{folder} is missing, and so is {first}, with which prepare of {grid.path} would make it: scripts are '
+                'in a checkout of the repository: make the folder there, or start from there'
+            )
+        command = ' '.join((first, *others))
+        print(f'making {folder}: python {command}', file=sys.stderr)
+        done = subprocess.run([sys.executable, first, *others], env=with_plugin(), check=False)
+        if done.returncode or not Path(folder).exists():
+            raise RunFailedError(f'python {command}: exit code {done.returncode}, expected it to make {folder}')
+    return bool(waiting)
 
 
 def needed_parts(grid: Grid, runs: Iterable[Run]) -> tuple[list[str], list[str]]:
@@ -97,14 +115,19 @@ def make_parts(study: Study, runs: Sequence[Run]) -> dict[str, str]:
         bar.update()
 
     def make_cache(name: str | None) -> None:
-        if name and name not in made and not references(cache_options(study.grid, name)) & failures.keys():
+        if name and name not in made:
             made.add(name)
-            attempt(f'cache {name}', f'cache {name}', partial(study.cache, name))
+            if reason := blocked_by(sorted(references(cache_options(study.grid, name))), failures):
+                failures[f'cache {name}'] = reason
+            else:
+                attempt(f'cache {name}', f'cache {name}', partial(study.cache, name))
 
     with tqdm(total=len(networks) + len(caches), unit='part') as bar:
         for name in networks:
             make_cache(trained[name].cache)
-            if not is_blocked(trained[name], failures):
+            if reason := blocked_by(needs_of(trained[name]), failures):
+                failures[name] = reason
+            else:
                 done = study.result_of(trained[name]) is not None
                 attempt(name, name, (lambda: None) if done else partial(study.carry_out, trained[name]))
         for name in caches:
@@ -112,9 +135,31 @@ def make_parts(study: Study, runs: Sequence[Run]) -> dict[str, str]:
     return failures
 
 
-def is_blocked(run: Run, failures: Collection[str]) -> bool:
-    """Whether something that ``run`` needs failed."""
-    return f'cache {run.cache}' in failures or any(name in failures for name in run.needs)
+def needs_of(run: Run) -> list[str]:
+    """What ``run`` needs, by the names that failures have."""
+    return [*([f'cache {run.cache}'] if run.cache else []), *run.needs]
+
+
+def blocked_by(needs: Iterable[str], failures: Mapping[str, str]) -> str:
+    """Why something with these ``needs`` is left out, by the failure it goes back to; an empty text if it is not."""
+    other = next((name for name in needs if name in failures), None)
+    if other is None:
+        return ''
+    return failures[other] if failures[other].startswith(SKIPPED) else f'{SKIPPED}{other}, which failed'
+
+
+def without_blocked(runs: Iterable[Run], failures: dict[str, str]) -> list[Run]:
+    """Those of ``runs`` of which everything they need is there; the others are added to ``failures``."""
+    failures |= {run.name: reason for run in runs if (reason := blocked_by(needs_of(run), failures))}
+    return [run for run in runs if run.name not in failures]
+
+
+def told(failures: Mapping[str, str]) -> list[str]:
+    """A message for each failure, and one for all that was left out for the same reason."""
+    reasons = dict.fromkeys(text for text in failures.values() if text.startswith(SKIPPED))
+    names = {reason: ', '.join(name for name, text in failures.items() if text == reason) for reason in reasons}
+    failed = [text for text in failures.values() if text not in reasons]
+    return [*failed, *(f'{those}: {reason}' for reason, those in names.items())]
 
 
 def run_all(study: Study, runs: Sequence[Run], what: str) -> dict[str, str]:
@@ -131,6 +176,26 @@ def listing(study: Study, runs: Sequence[Run]) -> str:
         return 'stale' if study.is_stale(run) else 'waiting' if study.result_of(run) is None else 'done'
 
     return '\n'.join(f'{state(run):8} {run.name}' for run in runs)
+
+
+def of_other_commits(study: Study, runs: Iterable[Run]) -> str:
+    """A line for results that are kept though another commit than the present one trained them; or an empty text.
+
+    Commits are no part of a digest: a change elsewhere in the code would repeat everything.
+    """
+    here = code_of({'commit': commit(), 'mtkd': mtkd.__version__})
+    kept = [code_of(result.get('trained_on') or {}) for run in runs if (result := study.result_of(run))]
+    others = Counter(code for code in kept if code != here)
+    if not others:
+        return ''
+    counts = ', '.join(f'{count} by {code}' for code, count in others.most_common())
+    return f'note: {others.total()} of {len(kept)} kept results were trained by other code than {here}: {counts}'
+
+
+def code_of(made: Mapping[str, Any]) -> str:
+    """The commit that circumstances hold, outside a checkout the version."""
+    version = made.get('mtkd')
+    return made.get('commit') or (f'version {version}' if version else 'unknown code')
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -195,18 +260,22 @@ def run(given: argparse.Namespace) -> dict[str, str]:
     redone = _chosen([*trained_runs(grid).values(), *planned], given.redo or [], '--redo')
     if given.list:
         print(listing(study, [*chosen, *clock_runs(grid, clock_plan(study, planned, keep=False))]))
+        _note_other_code(study, planned)
         return {}
     failures = {}
     if not given.report:
-        prepare_data(grid)
+        _refuse_missing(study, planned, chosen, given.only)
+        if prepare_data(grid):
+            _refuse_missing(study, planned, chosen, given.only)
         find_sets(study.test_sets, {grid.scale})  # raises where one is missing, before the first step
         if given.smoke:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         with only_run(folder):
             _clear(study, planned, redone, given.redo_stale)
+            _note_other_code(study, planned)
             failures = carry_out(study, planned, chosen, given.only)
-    for message in failures.values():
+    for message in told(failures):
         print(f'error: {message}', file=sys.stderr)
     if not failures or any(study.result_of(each) for each in planned):
         write_up(study, planned, given.page, given.json)
@@ -223,6 +292,21 @@ def write_up_again(given: argparse.Namespace) -> None:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f'{given.grid}: no study.json: {type(error).__name__}: {error}') from error
     insert_into(given.page, content)
+
+
+def _refuse_missing(study: Study, planned: Sequence[Run], chosen: Sequence[Run], only: Sequence[str] | None) -> None:
+    """Raise FileNotFoundError for all data and weights that what is to be done would not find."""
+    runs = [*chosen, *_timed(study, planned, only, keep=False)]
+    trained = trained_runs(study.grid)
+    networks, caches = needed_parts(study.grid, runs)
+    refuse_missing_parts(study.grid, [*(trained[name] for name in networks), *runs], caches, study.test_sets)
+
+
+def _note_other_code(study: Study, planned: Sequence[Run]) -> None:
+    timed = clock_runs(study.grid, clock_plan(study, planned, keep=False))
+    note = of_other_commits(study, [*trained_runs(study.grid).values(), *planned, *timed])
+    if note:
+        print(note, file=sys.stderr)
 
 
 def _clear(study: Study, planned: Sequence[Run], redone: Sequence[Run], redo_stale: bool) -> None:
@@ -245,13 +329,18 @@ def carry_out(
 ) -> dict[str, str]:
     """Everything that is missing of ``chosen``, then of the runs at equal time; name -> message of what failed."""
     failures = make_parts(study, chosen)
-    failures |= run_all(study, [run for run in chosen if not is_blocked(run, failures)], 'students')
-    timed = clock_runs(study.grid, clock_plan(study, planned, keep=True))
-    timed = timed if only is None else [run for run in timed if _matches(run, only)]
+    failures |= run_all(study, without_blocked(chosen, failures), 'students')
+    timed = _timed(study, planned, only, keep=True)
     if timed:
         failures |= make_parts(study, timed)
-        failures |= run_all(study, [run for run in timed if not is_blocked(run, failures)], 'equal time')
-    return failures | study.measure_networks()
+        failures |= run_all(study, without_blocked(timed, failures), 'equal time')
+    return failures | study.measure_networks([name for name in study.grid.caches if f'cache {name}' in failures])
+
+
+def _timed(study: Study, planned: Sequence[Run], only: Sequence[str] | None, keep: bool) -> list[Run]:
+    """The runs at equal time of which the number of steps is known and that ``only`` names."""
+    timed = clock_runs(study.grid, clock_plan(study, planned, keep))
+    return timed if only is None else [run for run in timed if _matches(run, only)]
 
 
 def write_up(study: Study, planned: Sequence[Run], page: Path | None, copy: Path | None) -> None:

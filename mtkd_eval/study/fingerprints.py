@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mtkd_data.teacher_cache.description import sha256_of_file
+from mtkd_data.weights_path import weights_path
 
 LISTING = 'meta_info.txt'
 
 
 def fingerprints(options: Any) -> list[list[str]]:
     """[path, fingerprint] of every file and folder that strings in ``options`` name, in the order of the paths."""
-    return [[path, of_path(Path(path))] for path in sorted(set(_paths(options))) if Path(path).exists()]
+    found = {path: weights_path(path) for path in sorted(set(_paths(options)))}
+    return [[path, of_path(place)] for path, place in found.items() if place.exists()]
 
 
 def of_path(path: Path) -> str:

@@ -179,7 +179,7 @@ def trained_runs(grid: Grid) -> dict[str, Run]:
             raise ValueError(f'{grid.path}: trained networks need each other: {" -> ".join((*seen, name))}')
         part = grid.trained[name]
         cache = part.get('cache')
-        options = overlaid(grid.base, _cache_options(grid, cache), part.get('options'))
+        options = overlaid(*layers(grid, cache, network=name).values())
         needs = _needs(grid, options, cache)
         for other in needs:
             if other not in runs:
@@ -231,10 +231,7 @@ def _student_run(
 ) -> Run:
     part, own = grid.methods[method], grid.students[student]
     cache = part.get('cache')
-    options = overlaid(
-        grid.base, _cache_options(grid, cache), own.get('options'), part.get('options'),
-        part.get('for_student', {}).get(student),
-    )  # fmt: skip
+    options = overlaid(*layers(grid, cache, student, method).values())
     name = f'{student}-{method}-seed{seed}' + ('-clock' if iterations else '')
     steps = iterations or own.get('iterations', grid.iterations)
     needs = _needs(grid, options, cache)
@@ -249,12 +246,27 @@ def cache_digest(grid: Grid, cache: str) -> str:
 
 def cache_options(grid: Grid, cache: str) -> dict[str, Any]:
     """The option with which a cache is made: the base with the cache's teachers."""
-    return overlaid(grid.base, grid.caches[cache].get('options'))
+    return overlaid(*layers(grid, cache).values())
 
 
-def _cache_options(grid: Grid, cache: str | None) -> Mapping[str, Any] | None:
-    """What a run takes over from its cache: the teachers, and a data set that reads it."""
-    return grid.caches[cache].get('options') if cache else None
+def layers(
+    grid: Grid, cache: str | None, student: str | None = None, method: str | None = None, network: str | None = None
+) -> dict[str, Any]:
+    """What an option is laid together from, the last on top, by its place in the grid file.
+
+    Of a cache; of a student with a method, or a network under ``trained``, that takes over what its ``cache`` has.
+    """
+    found = {'base': grid.base}
+    if cache:
+        found[f'caches.{cache}.options'] = grid.caches[cache].get('options')
+    if network:
+        found[f'trained.{network}.options'] = grid.trained[network].get('options')
+    if student and method:
+        part = grid.methods[method]
+        found[f'students.{student}.options'] = grid.students[student].get('options')
+        found[f'methods.{method}.options'] = part.get('options')
+        found[f'methods.{method}.for_student.{student}'] = part.get('for_student', {}).get(student)
+    return found
 
 
 def _needs(grid: Grid, options: Mapping[str, Any], cache: str | None) -> tuple[str, ...]:

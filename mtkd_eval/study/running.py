@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import datetime
 from itertools import pairwise
@@ -45,13 +45,18 @@ def write_option(options: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
+def with_plugin() -> dict[str, str]:
+    """The environment of a process that finds this very plugin, be it installed or not."""
+    root = str(Path(mtkd.__file__).parents[1])
+    return os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
+
+
 def call(code: str, arguments: list[str], log: Path, slot: int, threads: int | None) -> None:
     """Run Python code in a process with its output in ``log``; RunFailedError with the end of the log if it fails.
 
     ``slot``: which of the parallel jobs this is; with several GPUs it picks one.
     """
-    root = str(Path(mtkd.__file__).parents[1])
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
+    environment = with_plugin()
     if threads:
         environment |= {'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
     if len(devices := visible_devices()) > 1:
@@ -162,10 +167,15 @@ class Study:
         write_atomically(place, json.dumps(result, indent=1).encode())
         raw.unlink()
 
-    def measure_networks(self) -> dict[str, str]:
-        """Evaluate teachers and targets that the grid's ``networks`` name; title -> message of those that failed."""
+    def measure_networks(self, lost: Collection[str] = ()) -> dict[str, str]:
+        """Evaluate teachers and targets that the grid's ``networks`` name; title -> message of those that failed.
+
+        Those of the caches ``lost``, which could not be made, are left out.
+        """
         failures = {}
         for title, part in self.grid.networks.items():
+            if part.partition(':')[0] in lost:
+                continue
             source = f'{self.folder}/options/cache_{part.replace(":", ".yml:", 1)}'
             if self._network(title) is None and Path(source.rpartition(':')[0]).is_file():  # its cache was needed
                 place = self._network_file(title)
