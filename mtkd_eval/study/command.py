@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from mtkd_eval.study.collect import as_study, clock_plan
 from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
 from mtkd_eval.study.missing import refuse_missing_parts
 from mtkd_eval.study.overlay import references
-from mtkd_eval.study.report import insert, to_markdown
+from mtkd_eval.study.report import code_of, insert, to_markdown
 from mtkd_eval.study.running import RunFailedError, Study, in_parallel, with_plugin
 
 SMOKE_ITERATIONS = 4
@@ -184,18 +183,14 @@ def of_other_commits(study: Study, runs: Iterable[Run]) -> str:
     Commits are no part of a digest: a change elsewhere in the code would repeat everything.
     """
     here = code_of({'commit': commit(), 'mtkd': mtkd.__version__})
-    kept = [code_of(result.get('trained_on') or {}) for run in runs if (result := study.result_of(run))]
+    kept = [
+        code_of(result.get('trained_on') or {}) or 'unknown code' for run in runs if (result := study.result_of(run))
+    ]
     others = Counter(code for code in kept if code != here)
     if not others:
         return ''
     counts = ', '.join(f'{count} by {code}' for code, count in others.most_common())
     return f'note: {others.total()} of {len(kept)} kept results were trained by other code than {here}: {counts}'
-
-
-def code_of(made: Mapping[str, Any]) -> str:
-    """The commit that circumstances hold, outside a checkout the version."""
-    version = made.get('mtkd')
-    return made.get('commit') or (f'version {version}' if version else 'unknown code')
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -259,7 +254,7 @@ def run(given: argparse.Namespace) -> dict[str, str]:
     chosen = _chosen(planned, given.only)
     redone = _chosen([*trained_runs(grid).values(), *planned], given.redo or [], '--redo')
     if given.list:
-        print(listing(study, [*chosen, *clock_runs(grid, clock_plan(study, planned, keep=False))]))
+        print(listing(study, [*chosen, *_timed(study, planned)]))
         _note_other_code(study, planned)
         return {}
     failures = {}
@@ -288,30 +283,29 @@ def write_up_again(given: argparse.Namespace) -> None:
         raise ValueError(f'{given.grid}: a study.json can only be written up again: --report --page PAGE.md')
     try:
         content = json.loads(given.grid.read_text(encoding='utf-8'))
-        to_markdown(content)
+        name, text = content['name'], to_markdown(content)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f'{given.grid}: no study.json: {type(error).__name__}: {error}') from error
-    insert_into(given.page, content)
+    insert_into(given.page, name, text)
 
 
 def _refuse_missing(study: Study, planned: Sequence[Run], chosen: Sequence[Run], only: Sequence[str] | None) -> None:
     """Raise FileNotFoundError for all data and weights that what is to be done would not find."""
-    runs = [*chosen, *_timed(study, planned, only, keep=False)]
+    runs = [*chosen, *_timed(study, planned, only)]
     trained = trained_runs(study.grid)
     networks, caches = needed_parts(study.grid, runs)
     refuse_missing_parts(study.grid, [*(trained[name] for name in networks), *runs], caches, study.test_sets)
 
 
 def _note_other_code(study: Study, planned: Sequence[Run]) -> None:
-    timed = clock_runs(study.grid, clock_plan(study, planned, keep=False))
-    note = of_other_commits(study, [*trained_runs(study.grid).values(), *planned, *timed])
+    note = of_other_commits(study, [*trained_runs(study.grid).values(), *planned, *_timed(study, planned)])
     if note:
         print(note, file=sys.stderr)
 
 
 def _clear(study: Study, planned: Sequence[Run], redone: Sequence[Run], redo_stale: bool) -> None:
     """Forget what is to be repeated. Raises ValueError where something is stale and not to be repeated."""
-    everything = [*planned, *clock_runs(study.grid, clock_plan(study, planned, keep=False))]
+    everything = [*planned, *_timed(study, planned)]
     forget(study, redone, (), everything)
     runs, caches = stale_parts(study, everything)
     if redo_stale:
@@ -337,32 +331,31 @@ def carry_out(
     return failures | study.measure_networks([name for name in study.grid.caches if f'cache {name}' in failures])
 
 
-def _timed(study: Study, planned: Sequence[Run], only: Sequence[str] | None, keep: bool) -> list[Run]:
-    """The runs at equal time of which the number of steps is known and that ``only`` names."""
+def _timed(study: Study, planned: Sequence[Run], only: Sequence[str] | None = None, keep: bool = False) -> list[Run]:
+    """The runs at equal time of which the number of steps is known and that ``only`` names, None for all."""
     timed = clock_runs(study.grid, clock_plan(study, planned, keep))
     return timed if only is None else [run for run in timed if _matches(run, only)]
 
 
 def write_up(study: Study, planned: Sequence[Run], page: Path | None, copy: Path | None) -> None:
     """Write study.json and results.md, and the tables into ``page``."""
-    timed = clock_runs(study.grid, clock_plan(study, planned, keep=False))
-    content = as_study(study, planned, timed)
+    content = as_study(study, planned, _timed(study, planned))
     if not content['results']:
         raise ValueError(f'{study.folder}: no finished run to write up')
-    data = json.dumps(content, indent=1).encode()
+    data, text = json.dumps(content, indent=1).encode(), to_markdown(content)
     write_atomically(study.folder / 'study.json', data)
-    write_atomically(study.folder / 'results.md', to_markdown(content).encode())
+    write_atomically(study.folder / 'results.md', text.encode())
     if copy:
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(copy, data)
     if page:
-        insert_into(page, content)
+        insert_into(page, content['name'], text)
 
 
-def insert_into(page: Path, content: Mapping[str, Any]) -> None:
-    """The tables of a study put into a Markdown page."""
+def insert_into(page: Path, name: str, text: str) -> None:
+    """The tables of the study ``name`` put into a Markdown page."""
     old = page.read_text() if page.is_file() else ''
-    write_atomically(page, insert(old, content['name'], to_markdown(content)).encode())
+    write_atomically(page, insert(old, name, text).encode())
 
 
 def _matches(run: Run, patterns: Sequence[str]) -> bool:

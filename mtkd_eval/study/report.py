@@ -52,14 +52,19 @@ def introduction(study: Mapping[str, Any]) -> str:
     ]
     made = [each.get('trained_on') or each['circumstances'] for each in study['results']]
     machines, versions = ({each[key] for each in made} for key in ('device', 'torch'))
-    commits = {str(each.get('commit') or 'unknown').removesuffix('-dirty') for each in made}
+    codes = {(code_of(each) or 'unknown').removesuffix('-dirty') for each in made}
     jobs = {f'{each.get("jobs", 1)} at a time on {each["threads"]} threads' for each in study['results']}
     text.append(
         f'Trained on: {", ".join(sorted(machines))}; torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; '
-        f'code of {", ".join(sorted(commits))}. '
+        f'code of {", ".join(sorted(codes))}. '
         'The time of a step leaves out what was made once: caches and aggregators.'
     )
     return '\n'.join(text)
+
+
+def code_of(made: Mapping[str, Any]) -> str | None:
+    """The commit that circumstances hold, outside a checkout the version; None where they hold neither."""
+    return made.get('commit') or (f'version {made["mtkd"]}' if made.get('mtkd') else None)
 
 
 def questions_table(study: Mapping[str, Any]) -> str:
