@@ -1,7 +1,6 @@
 """A whole study at toy size, through the command line: trained in processes of its own, resumed, refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from conftest import AGGREGATOR, write_option
 from mtkd_eval.plots.gains import read_gains
 from mtkd_eval.study import command, running
 from mtkd_eval.study.command import main
-from mtkd_eval.study.running import RunFailedError, Study, call, in_parallel, step_seconds, visible_devices
+from mtkd_eval.study.running import Study, call, step_seconds, visible_devices
+from mtkd_eval.study.schedule import RunFailedError
 
 KD = {'distill': {'kd': {'type': 'OutputDistiller', 'teacher': 'edsr', 'loss': {'type': 'L1Loss'}}}}
 WAVELET = {'distill': {'wavelet': {'type': 'OutputDistiller', 'loss': {'type': 'WaveletLoss'}}}}
@@ -184,7 +184,7 @@ def test_what_needs_a_repeated_network_is_repeated_too(
     assert main(command) == 0
     assert {'merge', 'cache_plain', 'cache_merged', 'edsr-mtkd-seed3', 'edsr-kd-seed3'} <= set(calls)
     calls.clear()
-    monkeypatch.setattr(Study, 'cache', lambda study, name: calls.append(f'cache_{name}'))
+    monkeypatch.setattr(Study, 'cache', lambda study, name, slot: calls.append(f'cache_{name}'))
     assert main([*command, '--redo', 'merge']) == 0
     assert [name for name in calls if name != 'cache_plain'] == ['merge', 'cache_merged', 'edsr-mtkd-seed3']
     assert not (out / 'caches/merged').exists()
@@ -205,7 +205,7 @@ def test_what_needs_a_network_that_failed_is_left_out_and_the_rest_is_run(
     assert main([str(grid), '--out', str(tmp_path / 'out')]) == 2
     *_, failed, skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
     assert failed == 'error: the aggregator burst'
-    assert skipped == 'error: cache merged, edsr-mtkd-seed3: skipped: needs merge, which failed'
+    assert skipped == 'error: cache merged, edsr-mtkd-seed3, measuring the target: skipped: needs merge, which failed'
     study = json.loads((tmp_path / 'out/study.json').read_text())
     assert [each['method'] for each in study['results']] == ['scratch', 'kd']
 
@@ -230,7 +230,8 @@ def test_what_a_failed_cache_takes_with_it_is_told_by_the_cache(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
     assert errors == [
         'error: the images are bad',
-        'error: merge, cache merged, edsr-kd-seed3, edsr-mtkd-seed3: skipped: needs cache plain, which failed',
+        'error: merge, cache merged, edsr-kd-seed3, edsr-mtkd-seed3, measuring the EDSR teacher, measuring the target: '
+        'skipped: needs cache plain, which failed',
     ]
 
 
@@ -381,29 +382,6 @@ def test_data_that_are_missing_are_made_by_the_command_of_the_grid(
 def test_a_process_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match=r'(?s)exit code 1.*ValueError: no such luck'):
         call("raise ValueError('no such luck')", [], tmp_path / 'logs/a.log', 0, 1)
-
-
-def test_tasks_share_slots_and_fail_alone() -> None:
-    seen: list[int] = []
-
-    def failing(slot: int) -> None:
-        raise RunFailedError('broken')
-
-    tasks = {'a': seen.append, 'b': failing, 'c': seen.append, 'd': seen.append}
-    steps: Iterator[int] = iter(range(4))
-    assert in_parallel(tasks, 2, lambda: next(steps)) == {'b': 'broken'}
-    assert len(seen) == 3
-    assert set(seen) <= {0, 1}
-    assert next(steps, None) is None
-
-
-@pytest.mark.injects('fault', 'processes that die or images that break during the work')
-def test_a_full_disk_is_no_failure_of_one_run() -> None:
-    def full(slot: int) -> None:
-        raise OSError(28, 'No space left on device')
-
-    with pytest.raises(OSError, match='No space left'):
-        in_parallel({'a': full}, 1, lambda: None)
 
 
 def test_the_time_of_a_step_is_that_of_the_fastest_tenth_after_the_warm_up(tmp_path: Path) -> None:

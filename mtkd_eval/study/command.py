@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,10 +28,10 @@ from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid
 from mtkd_eval.study.missing import refuse_missing_parts
 from mtkd_eval.study.overlay import references
 from mtkd_eval.study.report import code_of, insert, to_markdown
-from mtkd_eval.study.running import RunFailedError, Study, in_parallel, with_plugin
+from mtkd_eval.study.running import Study, with_plugin
+from mtkd_eval.study.schedule import RunFailedError, Task, in_order, told
 
 SMOKE_ITERATIONS = 4
-SKIPPED = 'skipped: needs '
 
 
 def prepare_data(grid: Grid) -> bool:
@@ -98,74 +98,41 @@ def forget(study: Study, runs: Iterable[Run], caches: Iterable[str], among: Iter
         study.forget_cache(name)
 
 
-def make_parts(study: Study, runs: Sequence[Run]) -> dict[str, str]:
-    """Train the networks and make the caches that ``runs`` need; name -> message of those that failed."""
+def tasks_of(study: Study, runs: Sequence[Run]) -> dict[str, Task]:
+    """What there is to do for ``runs``: the networks and caches they need, themselves, and the networks to measure.
+
+    Caches are always among them: one that is there is looked at.
+    """
     trained = trained_runs(study.grid)
     networks, caches = needed_parts(study.grid, runs)
-    made: set[str] = set()
-    failures: dict[str, str] = {}
-
-    def attempt(name: str, what: str, work: Callable[[], None]) -> None:
-        bar.set_description(what)
-        try:
-            work()
-        except RunFailedError as error:
-            failures[name] = str(error)
-        bar.update()
-
-    def make_cache(name: str | None) -> None:
-        if name and name not in made:
-            made.add(name)
-            if reason := blocked_by(sorted(references(cache_options(study.grid, name))), failures):
-                failures[f'cache {name}'] = reason
-            else:
-                attempt(f'cache {name}', f'cache {name}', partial(study.cache, name))
-
-    with tqdm(total=len(networks) + len(caches), unit='part') as bar:
-        for name in networks:
-            make_cache(trained[name].cache)
-            if reason := blocked_by(needs_of(trained[name]), failures):
-                failures[name] = reason
-            else:
-                done = study.result_of(trained[name]) is not None
-                attempt(name, name, (lambda: None) if done else partial(study.carry_out, trained[name]))
-        for name in caches:
-            make_cache(name)
-    return failures
+    to_train = [run for run in (*(trained[name] for name in networks), *runs) if study.result_of(run) is None]
+    tasks = {run.name: Task(partial(study.carry_out, run), _needs_of(run)) for run in to_train if run.student is None}
+    for name in caches:
+        needs = tuple(sorted(references(cache_options(study.grid, name))))
+        tasks[f'cache {name}'] = Task(partial(study.cache, name), needs)
+    tasks |= {run.name: Task(partial(study.carry_out, run), _needs_of(run)) for run in to_train if run.student}
+    for title, cache in study.unmeasured_networks(caches).items():
+        tasks[f'measuring {title}'] = Task(partial(study.measure_network, title), (f'cache {cache}',))
+    return tasks
 
 
-def needs_of(run: Run) -> list[str]:
-    """What ``run`` needs, by the names that failures have."""
-    return [*([f'cache {run.cache}'] if run.cache else []), *run.needs]
+def _needs_of(run: Run) -> tuple[str, ...]:
+    return (*([f'cache {run.cache}'] if run.cache else []), *run.needs)
 
 
-def blocked_by(needs: Iterable[str], failures: Mapping[str, str]) -> str:
-    """Why something with these ``needs`` is left out, by the failure it goes back to; an empty text if it is not."""
-    other = next((name for name in needs if name in failures), None)
-    if other is None:
-        return ''
-    return failures[other] if failures[other].startswith(SKIPPED) else f'{SKIPPED}{other}, which failed'
+def in_order_with_bar(
+    study: Study, tasks: Mapping[str, Task], runs: Sequence[Run], what: str, failed: Mapping[str, str]
+) -> dict[str, str]:
+    """``in_order`` with a progress bar that counts those of ``runs`` that are done, too, and names what is running."""
+    done = sum(run.name not in tasks for run in runs)
+    with tqdm(total=done + len(tasks), initial=done, desc=what, unit='part') as bar:
 
+        def changed(left: int, running: Iterable[str]) -> None:
+            bar.set_postfix_str(', '.join(running), refresh=False)
+            bar.update(bar.total - left - bar.n)
+            bar.refresh()
 
-def without_blocked(runs: Iterable[Run], failures: dict[str, str]) -> list[Run]:
-    """Those of ``runs`` of which everything they need is there; the others are added to ``failures``."""
-    failures |= {run.name: reason for run in runs if (reason := blocked_by(needs_of(run), failures))}
-    return [run for run in runs if run.name not in failures]
-
-
-def told(failures: Mapping[str, str]) -> list[str]:
-    """A message for each failure, and one for all that was left out for the same reason."""
-    reasons = dict.fromkeys(text for text in failures.values() if text.startswith(SKIPPED))
-    names = {reason: ', '.join(name for name, text in failures.items() if text == reason) for reason in reasons}
-    failed = [text for text in failures.values() if text not in reasons]
-    return [*failed, *(f'{those}: {reason}' for reason, those in names.items())]
-
-
-def run_all(study: Study, runs: Sequence[Run], what: str) -> dict[str, str]:
-    """Train and measure what has no result yet; name -> message of the runs that failed."""
-    waiting = [run for run in runs if study.result_of(run) is None]
-    with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc=what, unit='run') as bar:
-        return in_parallel({run.name: partial(study.carry_out, run) for run in waiting}, study.jobs, bar.update)
+        return in_order(tasks, study.jobs, failed, changed)
 
 
 def listing(study: Study, runs: Sequence[Run]) -> str:
@@ -220,7 +187,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--only', nargs='+', metavar='PATTERN', help='runs by name, * and ? allowed: <student>-<method>-seed<n>')
     add('--redo', nargs='+', metavar='PATTERN', help='runs and trained networks to repeat, with all that needs them')
     add('--redo-stale', action='store_true', help='repeat what was made with other options, weights or images')
-    add('--jobs', type=int, default=1, help='trainings at a time; with several GPUs one each (default: 1)')
+    add('--jobs', type=int, default=1, help='trainings and caches at a time; with several GPUs one each (default: 1)')
     add('--threads', type=int, help='CPU threads of a training (default: cores / jobs)')
     add('--list', action='store_true', help='say what is done and what waits, and do nothing')
     add('--report', action='store_true', help='run nothing, write up what is there')
@@ -322,13 +289,11 @@ def carry_out(
     study: Study, planned: Sequence[Run], chosen: Sequence[Run], only: Sequence[str] | None
 ) -> dict[str, str]:
     """Everything that is missing of ``chosen``, then of the runs at equal time; name -> message of what failed."""
-    failures = make_parts(study, chosen)
-    failures |= run_all(study, without_blocked(chosen, failures), 'students')
+    tasks = tasks_of(study, chosen)
+    failures = in_order_with_bar(study, tasks, chosen, study.grid.name, {})
     timed = _timed(study, planned, only, keep=True)
-    if timed:
-        failures |= make_parts(study, timed)
-        failures |= run_all(study, without_blocked(timed, failures), 'equal time')
-    return failures | study.measure_networks([name for name in study.grid.caches if f'cache {name}' in failures])
+    later = {name: task for name, task in tasks_of(study, timed).items() if name not in tasks}
+    return failures | (in_order_with_bar(study, later, timed, 'equal time', failures) if later else {})
 
 
 def _timed(study: Study, planned: Sequence[Run], only: Sequence[str] | None = None, keep: bool = False) -> list[Run]:

@@ -6,12 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import mtkd  # first: it mends BasicSR
@@ -25,16 +23,13 @@ from mtkd_data.whole_files import write_atomically
 from mtkd_eval.comparison import as_file_name
 from mtkd_eval.study.grid import Grid, Run, cache_digest, cache_options, completed, weights_file
 from mtkd_eval.study.overlay import filled_in
+from mtkd_eval.study.schedule import RunFailedError
 from mtkd_eval.study.worker import TRAINED_ON
 
 CACHE = 'import sys; from mtkd_data.teacher_cache.command import main; sys.exit(main())'
 WORK = 'import sys; from mtkd_eval.study.worker import main; sys.exit(main())'
 LOGGED = re.compile(r'^(?P<at>[\d-]+ [\d:]+,\d+) INFO: \[.*iter:\s*(?P<iteration>[\d,]+)', re.MULTILINE)
 ERROR_LINES = 15
-
-
-class RunFailedError(ChildProcessError):
-    """A process of the study failed; the message holds the end of its log."""
 
 
 def write_option(options: Mapping[str, Any], path: Path) -> Path:
@@ -122,6 +117,9 @@ class Study:
     def _cache_folders(self, name: str) -> tuple[Path, Path]:
         return self.folder / 'caches' / name, self.folder / 'caches' / f'{name}.partial'
 
+    def _cache_option(self, name: str) -> Path:
+        return self.folder / 'options' / f'cache_{name}.yml'
+
     def forget(self, run: Run) -> None:
         """Take the result of a run away, and its experiment out of the way of a new one."""
         experiment = self.experiment_of(run)
@@ -135,17 +133,17 @@ class Study:
         for path in self._cache_folders(name):
             shutil.rmtree(path, ignore_errors=True)
 
-    def cache(self, name: str) -> None:
+    def cache(self, name: str, slot: int = 0) -> None:
         """Make a teacher cache; one that is there already is only looked at."""
         options = filled_in(cache_options(self.grid, name), 1, lambda other: str(weights_file(self.folder, other)))
         options['name'] = f'cache_{name}'
-        option_file = write_option(options, self.folder / 'options' / f'cache_{name}.yml')
+        option_file = write_option(options, self._cache_option(name))
         part = self.grid.caches[name]
         arguments = ['-opt', str(option_file), '--out', str(self.folder / 'caches' / name)]
         arguments += ['--stores', *part.get('stores', ['target'])]
         arguments += ['--self-ensemble'] if part.get('self_ensemble') else []
         self._record(f'cache_{name}', cache_digest(self.grid, name))
-        call(CACHE, arguments, self.folder / 'logs' / f'cache_{name}.log', 0, None)
+        call(CACHE, arguments, self.folder / 'logs' / f'cache_{name}.log', slot, self.threads)
 
     def carry_out(self, run: Run, slot: int = 0) -> None:
         """Train a run to its end, measure it and keep the result; one that was begun goes on from its checkpoint."""
@@ -167,33 +165,28 @@ class Study:
         write_atomically(place, json.dumps(result, indent=1).encode())
         raw.unlink()
 
-    def measure_networks(self, lost: Collection[str] = ()) -> dict[str, str]:
-        """Evaluate teachers and targets that the grid's ``networks`` name; title -> message of those that failed.
+    def unmeasured_networks(self, caches: Collection[str]) -> dict[str, str]:
+        """Title -> cache of the grid's ``networks`` without figures: of those of ``caches`` and of any made before."""
+        parts = {title: part.partition(':')[0] for title, part in self.grid.networks.items()}
+        return {
+            title: cache
+            for title, cache in parts.items()
+            if self._network(title) is None and (cache in caches or self._cache_option(cache).is_file())
+        }
 
-        Those of the caches ``lost``, which could not be made, are left out.
-        """
-        failures = {}
-        for title, part in self.grid.networks.items():
-            if part.partition(':')[0] in lost:
-                continue
-            source = f'{self.folder}/options/cache_{part.replace(":", ".yml:", 1)}'
-            if self._network(title) is None and Path(source.rpartition(':')[0]).is_file():  # its cache was needed
-                place = self._network_file(title)
-                raw = place.with_suffix('.measured')
-                place.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    call(WORK, [source, str(raw), *self.test_sets], self.folder / 'logs' / f'{place.stem}.log', 0, None)
-                except RunFailedError as error:
-                    failures[title] = str(error)
-                    continue
-                found = {
-                    'digest': self._network_digest(title),
-                    'test_sets': self.test_sets,
-                    **json.loads(raw.read_text()),
-                }
-                write_atomically(place, json.dumps(found, indent=1).encode())
-                raw.unlink()
-        return failures
+    def measure_network(self, title: str, slot: int = 0) -> None:
+        """Evaluate a teacher or target that the grid's ``networks`` name, and keep the result."""
+        cache, _, part = self.grid.networks[title].partition(':')
+        place = self._network_file(title)
+        raw = place.with_suffix('.measured')
+        place.parent.mkdir(parents=True, exist_ok=True)
+        arguments = [f'{self._cache_option(cache)}:{part}', str(raw), *self.test_sets]
+        call(WORK, arguments, self.folder / 'logs' / f'{place.stem}.log', slot, self.threads)
+        found = {
+            'digest': self._network_digest(title), 'test_sets': self.test_sets, **json.loads(raw.read_text()),
+        }  # fmt: skip
+        write_atomically(place, json.dumps(found, indent=1).encode())
+        raw.unlink()
 
     def networks(self) -> dict[str, Any]:
         """Title -> what was measured of it."""
@@ -237,35 +230,3 @@ def step_seconds(experiment: Path, iterations: int) -> float | None:
             if before[0] >= iterations / 10 and after[0] > before[0]
         ]
     return sorted(times)[len(times) // 10] if times else None
-
-
-def in_parallel(tasks: Mapping[str, Callable[[int], Any]], jobs: int, done: Callable[[], None]) -> dict[str, str]:
-    """Run tasks by name, each given the number of its slot, ``jobs`` at a time; name -> message of those that failed.
-
-    A failure keeps no other task from running; what is no failure of a task (an interrupt, a full disk) ends them.
-    """
-    slots: SimpleQueue[int] = SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
-
-    def run(task: Callable[[int], Any]) -> None:
-        slot = slots.get()
-        try:
-            task(slot)
-        finally:
-            slots.put(slot)
-
-    failures = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        names: dict[Future, str] = {pool.submit(run, task): name for name, task in tasks.items()}
-        try:
-            for future in as_completed(names):
-                try:
-                    future.result()
-                except RunFailedError as error:
-                    failures[names[future]] = str(error)
-                done()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return failures
