@@ -13,6 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from torch import nn
 
 from mtkd import checks
+from mtkd.refusals import FailedInsideError
 from mtkd_data.teacher_cache.cache import TeacherCache
 
 # what classes raise that are given values which the schema cannot know to be wrong
@@ -65,11 +66,12 @@ def check(
 
 @contextlib.contextmanager
 def placed(what: str) -> Iterator[None]:
-    """Turn what a class raises deep inside into a ValueError that says what was being built."""
+    """Turn what a class raises deep inside into a FailedInsideError that says what was being built."""
     try:
         yield
     except DEEP_ERRORS as error:
-        raise ValueError(f'{what} cannot be built from these options: {type(error).__name__}: {error}') from error
+        text = f'{what} cannot be built from these options: {type(error).__name__}: {error}'
+        raise FailedInsideError(text) from error
 
 
 def _check_own_datasets(opt: Mapping[str, Any]) -> None:

@@ -126,6 +126,25 @@ def test_the_script_of_another_project_needs_only_the_plugin_line(
     assert 'l_wavelet: ' in newest_log(tmp_path / 'other/experiments/toy')
 
 
+@pytest.mark.parametrize('launcher', ['ours', 'of a checkout'])
+def test_what_is_wrong_with_an_option_file_is_all_that_is_shown(
+    options: Options, project: Path, checkout: Path, tmp_path: Path, launcher: str
+) -> None:
+    options['network_g']['num_feet'] = 8
+    options['train']['total_iters'] = 3
+    option_file = with_plugin_line(write_option(options, tmp_path / 'option.yml'))
+    root, first = (project, '') if launcher == 'ours' else (checkout, str(checkout))
+    done = subprocess.run(
+        [sys.executable, root / 'basicsr/train.py', '-opt', option_file],
+        cwd=root, env=environment(first), capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    head, *problems = done.stderr.splitlines()
+    assert head.startswith('error: '), done.stderr
+    assert [key in problem for key, problem in zip(('num_feet', 'total_iters'), problems, strict=True)] == [True, True]
+    assert not (root / 'experiments').exists()
+
+
 def kill_when(command: list[str], folder: Path, reached: Callable[[], bool]) -> None:
     """Start ``command`` and end it by SIGKILL as soon as ``reached``."""
     with (folder / 'output.txt').open('w') as output:

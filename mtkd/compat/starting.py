@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mtkd.compat.callers import callers_of
+from mtkd.refusals import told_briefly
 
 Options = MutableMapping[str, Any]
 STATE_KEYS = ('epoch', 'iter', 'optimizers', 'schedulers')
@@ -42,6 +43,13 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
     With ``auto_resume`` the newest state of the experiment is taken whose files are all whole; a broken one is skipped
     with a warning that names it.
     """
+    with told_briefly():
+        state = _whole_state(opt)
+        _check(opt)
+    return state
+
+
+def _whole_state(opt: Options) -> dict[str, Any] | None:
     from basicsr.utils import check_resume
 
     path = _newest_whole_state(opt) if opt.get('auto_resume') else opt['path'].get('resume_state')
@@ -52,7 +60,6 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         opt['path']['resume_state'] = str(path)
         state = _read_state(Path(path))
         check_resume(opt, state['iter'])
-    _check(opt)
     return state
 
 
@@ -124,11 +131,12 @@ def _looked_through(parse_options: Callable[..., Any]) -> Callable[..., Any]:
     def looked_through(root_path: str, is_train: bool = True) -> Any:
         from mtkd.schema.command_line import refuse_unread
 
-        refuse_unread(is_train)
-        try:
-            return parse_options(root_path, is_train)
-        except yaml.YAMLError as error:  # its parser is another one, in C, which takes a little less
-            raise ValueError(f'the option file cannot be read as YAML: {" ".join(str(error).split())}') from error
+        with told_briefly():
+            refuse_unread(is_train)
+            try:
+                return parse_options(root_path, is_train)
+            except yaml.YAMLError as error:  # its parser is another one, in C, which takes a little less
+                raise ValueError(f'the option file cannot be read as YAML: {" ".join(str(error).split())}') from error
 
     looked_through.looks_first = True
     return looked_through
@@ -141,7 +149,8 @@ def _checked_first(make_exp_dirs: Callable[[Options], None]) -> Callable[[Option
     @functools.wraps(make_exp_dirs)
     def checked(opt: Options) -> None:
         if not opt['is_train']:  # a training run was checked when its resume state was looked for
-            _check(opt)
+            with told_briefly():
+                _check(opt)
         make_exp_dirs(opt)
 
     checked.checks_first = True
