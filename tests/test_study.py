@@ -96,6 +96,8 @@ def test_a_study_runs_is_resumed_and_written_up(
     assert study['networks']['the target']['parameters'] > study['networks']['the EDSR teacher']['parameters']
     assert all(each['step_seconds'] > 0 for each in study['results'] if each['iterations'] > 1)  # one step has no pace
     assert '## Equal wall-clock' in page.read_text()
+    assert all(seconds > 1 for seconds in study['cache_seconds'].values())  # a process that imports torch
+    assert study['cache_seconds'].keys() == {'plain', 'merged'}
     assert (tmp_path / 'copy/toy.json').read_bytes() == (out / 'study.json').read_bytes()
 
     def nothing_to_do(*arguments: object) -> None:
@@ -110,6 +112,7 @@ def test_a_study_runs_is_resumed_and_written_up(
     again.write_text('# Results\n')
     assert main([str(out / 'study.json'), '--report', '--page', str(again)]) == 0
     assert again.read_text() == before
+    assert json.loads((out / 'study.json').read_text())['cache_seconds'] == study['cache_seconds']  # not of a look
     capsys.readouterr()
     assert main([str(grid), '--out', str(out), '--list']) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done'] * 4

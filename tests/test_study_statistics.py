@@ -152,6 +152,16 @@ def test_equal_time_is_a_table_of_its_own() -> None:
     page = to_markdown(study(results=[*RESULTS, *clocked]))
     assert '### Equal wall-clock time' in page
     assert '| EDSR, tiny | KD | 3 | 7 | 29.25 ± 0.00 | -0.' in page
+    assert 'Made once' not in page
+
+
+def test_equal_time_says_what_it_leaves_out() -> None:
+    clocked = [result('kd', seed, [30.0, 31.0], [27, 28, 29], clock=True, iterations=7) for seed in (0, 1, 2)]
+    step = min(each['step_seconds'] for each in RESULTS if each['method'] == 'scratch')
+    page = to_markdown(study(results=[*RESULTS, *clocked], cache_seconds={'mean': 240 * step}))
+    assert 'caches, in steps of EDSR, tiny without them' in page
+    assert f'- `mean`: {240 * step:.0f} s, as long as 240 steps\n' in page
+    assert 'Made once' not in to_markdown(study(cache_seconds={'mean': 9}))  # no runs at equal time
 
 
 @pytest.mark.parametrize(

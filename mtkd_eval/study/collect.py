@@ -57,6 +57,7 @@ def as_study(study: Study, planned: Sequence[Run], timed: Sequence[Run]) -> dict
         'questions': {title: dict(question) for title, question in grid.questions.items()},
         'networks': study.networks(),
         'targets': teachers_of_targets(grid),
+        'cache_seconds': study.cache_seconds(),
         'results': results,
     }
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from itertools import pairwise
@@ -142,8 +143,26 @@ class Study:
         arguments = ['-opt', str(option_file), '--out', str(self.folder / 'caches' / name)]
         arguments += ['--stores', *part.get('stores', ['target'])]
         arguments += ['--self-ensemble'] if part.get('self_ensemble') else []
-        self._record(f'cache_{name}', cache_digest(self.grid, name))
+        digest, begun = cache_digest(self.grid, name), any(path.exists() for path in self._cache_folders(name))
+        self._record(f'cache_{name}', digest)
+        start = time.monotonic()
         call(CACHE, arguments, self.folder / 'logs' / f'cache_{name}.log', slot, self.threads)
+        if not begun:
+            made = {'digest': digest, 'seconds': round(time.monotonic() - start, 1)}
+            place = self._cache_time(name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, json.dumps(made).encode())
+
+    def cache_seconds(self) -> dict[str, float]:
+        """How long making each cache took, start of the process included; those made in one go."""
+        places = {name: self._cache_time(name) for name in self.grid.caches}
+        found = {name: json.loads(place.read_text()) for name, place in places.items() if place.is_file()}
+        return {
+            name: made['seconds'] for name, made in found.items() if made['digest'] == cache_digest(self.grid, name)
+        }
+
+    def _cache_time(self, name: str) -> Path:
+        return self.folder / 'cache_times' / f'{name}.json'
 
     def carry_out(self, run: Run, slot: int = 0) -> None:
         """Train a run to its end, measure it and keep the result; one that was begun goes on from its checkpoint."""
