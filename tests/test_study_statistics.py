@@ -179,18 +179,29 @@ def test_images_pair_networks_that_have_no_seeds() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
 
 
-def test_targets_stand_against_their_best_teacher_and_each_other() -> None:
-    images = {'weak': 29.0, 'strong': 31.0, 'foreign': 40.0, 'mean': 30.0, 'merged': 32.0}
+def test_targets_stand_against_their_best_teacher_and_the_first_two_targets() -> None:
+    images = {
+        'weak': 29.0,
+        'strong': 31.0,
+        'foreign': 40.0,
+        'mean': 30.0,
+        'merged': 32.0,
+        'third': 33.0,
+        'fourth': 34.0,
+    }
     networks = {
         name: result(name, 0, [psnr, psnr + 1], [psnr] * 3) | {'parameters': 1} for name, psnr in images.items()
     }
-    targets = {'mean': ['weak', 'strong'], 'merged': ['weak', 'strong'], 'of one': ['foreign']}
+    targets = {name: ['weak', 'strong'] for name in ('mean', 'merged', 'third', 'fourth')} | {'of one': ['foreign']}
     page = to_markdown(study(networks=networks, targets=targets))
-    rows = [line.split(' | ')[:3] for line in page.split('| target | against |')[1].splitlines()[2:5]]
-    assert rows == [
+    rows = [line.split(' | ')[:3] for line in page.split('| target | against |')[1].splitlines()[2:11]]
+    assert rows[:3] == [
         ['| mean', 'strong', '-1.000 [-1.000, -1.000]'],
         ['| merged', 'strong', '+1.000 [+1.000, +1.000]'],
         ['| merged', 'mean', '+2.000 [+2.000, +2.000]'],
+    ]
+    assert [row[:2] for row in rows[3:]] == [
+        [f'| {name}', other] for name in ('third', 'fourth') for other in ('strong', 'mean', 'merged')
     ]
     assert 'of one' not in page  # not measured
 
