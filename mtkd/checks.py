@@ -24,6 +24,10 @@ OUR_TOP_LEVEL_KEYS = {
 }
 
 
+LEFT_OF_START = 0.01  # of the initial weights in the averaged ones: more is worth a warning
+FORGOTTEN = 0.001
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'? `` for the best match among ``known``, or an empty string."""
     match = nearest_name(name, known)
@@ -49,6 +53,24 @@ def require_keys(section: Mapping[str, Any], keys: Iterable[str], where: str) ->
     for key in keys:
         if key not in section:
             raise ValueError(f"{where} lacks the key '{key}'")
+
+
+def left_of_start(opt: Mapping[str, Any]) -> str:
+    """What to say of a moving average that ends before it has forgotten the random weights it began with, or ''.
+
+    BasicSR's average starts as a copy of the network: ``ema_decay ** total_iter`` of it is left in the end.
+    """
+    train, paths = opt['train'], opt.get('path') or {}
+    decay, iterations = train.get('ema_decay') or 0, int(train['total_iter'])
+    started = train.get('init_from_teacher') or paths.get('pretrain_network_g')
+    left = decay**iterations
+    if started or left <= LEFT_OF_START:
+        return ''
+    return (
+        f'train.ema_decay is {decay:g}: after {iterations} iterations {left:.0%} of the averaged weights, which '
+        f'validation and test take, are still the initial ones: {FORGOTTEN ** (1 / iterations):.4g} would leave '
+        f'{FORGOTTEN:.1%}'
+    )
 
 
 def lookup(registry: Any, name: Any, where: str) -> Any:

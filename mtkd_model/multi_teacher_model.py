@@ -12,6 +12,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mtkd.checks import left_of_start
 from mtkd_arch.frozen_network import forward_padded
 from mtkd_arch.merged_upsampling import merge_tails
 from mtkd_arch.taps import record_taps
@@ -104,6 +105,8 @@ class MultiTeacherSRModel(ResumableModel):
         if without_ground_truth:  # SRModel insists on one of the two
             train_opt['pixel_opt'] = {'type': 'L1Loss'}
         super().init_training_settings()
+        if warning := left_of_start(self.opt):
+            get_root_logger().warning(warning)
         if without_ground_truth:
             self.cri_pix = None
         self._compile(compile_mode(train_opt.get('compile')))

@@ -1,6 +1,7 @@
 """The training model: what moves, what does not, what is saved, and that two processes equal one."""
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import SMALL, scratch, small_network, stage_one, write_option
 from launching import model_of_process
 
+from mtkd.checks import left_of_start
 from mtkd_arch.weights import read_metadata, read_weights
+from mtkd_model.acceleration import moving_average
 from mtkd_model.aggregation_model import AggregationModel
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
 
@@ -124,6 +127,32 @@ def test_validation_pads_a_swinir_student_to_its_window(options: Options) -> Non
     model.test()
     assert model.output.shape == (1, 3, 52, 52)
     assert model.net_g.training
+
+
+@pytest.mark.parametrize(
+    ('decay', 'iterations', 'said'),
+    [(0.999, 3000, '5% of the averaged'), (0.999, 500000, ''), (0, 10, ''), (0.9977, 3000, ''), (0.9, 4, '66% of')],
+)
+def test_an_average_that_never_forgets_its_random_start_is_told(
+    options: Options, caplog: pytest.LogCaptureFixture, decay: float, iterations: int, said: str
+) -> None:
+    options['train'].update(ema_decay=decay, total_iter=iterations)
+    assert (said in left_of_start(options)) if said else left_of_start(options) == ''
+    assert left_of_start({**options, 'path': {'pretrain_network_g': 'student.pth'}}) == ''
+    logging.getLogger('basicsr').addHandler(caplog.handler)
+    made(options)
+    assert [left_of_start(options)] * bool(said) == [each.message for each in caplog.records if 'ema' in each.message]
+
+
+def test_the_decay_that_is_advised_forgets_the_start(options: Options) -> None:
+    options['train'].update(ema_decay=0.999, total_iter=3000)
+    advised = float(left_of_start(options).rpartition(': ')[2].split()[0])
+    average, start, trained = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    average.load_state_dict(start.state_dict())
+    for _ in range(3000):
+        moving_average(average, trained, advised)
+    left = (average.weight - trained.weight).norm() / (start.weight - trained.weight).norm()
+    assert left.item() == pytest.approx(0.001, rel=0.1)
 
 
 def test_building_and_checking_leave_the_random_state_alone(options: Options) -> None:

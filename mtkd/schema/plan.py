@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mtkd.checks import image_keys
+from mtkd.checks import image_keys, left_of_start
 from mtkd.schema import memory
 from mtkd_eval.scale_model import Run, run_seconds
 
@@ -152,7 +152,7 @@ def _training(opt: Mapping[str, Any]) -> Rows:
         ('optimizer', _said(train['optim_g'])),
         ('schedule', _said(train['scheduler'])),
         ('precision', train.get('amp') or 'fp32'),
-        ('average', f'decay {decay:g}' if decay else 'none'),
+        ('average', f'decay {decay:g}' if decay else 'none', *filter(None, [left_of_start(opt)])),
     ]
 
 
