@@ -26,6 +26,7 @@ OUR_TOP_LEVEL_KEYS = {
 
 LEFT_OF_START = 0.01  # of the initial weights in the averaged ones: more is worth a warning
 FORGOTTEN = 0.001
+A_TRIAL = 100  # iterations below which nobody expects weights of use
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -58,13 +59,16 @@ def require_keys(section: Mapping[str, Any], keys: Iterable[str], where: str) ->
 def left_of_start(opt: Mapping[str, Any]) -> str:
     """What to say of a moving average that ends before it has forgotten the random weights it began with, or ''.
 
-    BasicSR's average starts as a copy of the network: ``ema_decay ** total_iter`` of it is left in the end.
+    BasicSR's average starts as a copy of the network: ``ema_decay ** total_iter`` of it is left in the end. Nothing is
+    said of a trial of a few steps.
     """
     train, paths = opt['train'], opt.get('path') or {}
-    decay, iterations = train.get('ema_decay') or 0, int(train['total_iter'])
-    started = train.get('init_from_teacher') or paths.get('pretrain_network_g')
+    decay = train.get('ema_decay') or 0
+    if not decay or train.get('init_from_teacher') or paths.get('pretrain_network_g'):
+        return ''
+    iterations = int(train['total_iter'])
     left = decay**iterations
-    if started or left <= LEFT_OF_START:
+    if left <= LEFT_OF_START or iterations < A_TRIAL:
         return ''
     return (
         f'train.ema_decay is {decay:g}: after {iterations} iterations {left:.0%} of the averaged weights, which '

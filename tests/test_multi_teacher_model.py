@@ -131,7 +131,14 @@ def test_validation_pads_a_swinir_student_to_its_window(options: Options) -> Non
 
 @pytest.mark.parametrize(
     ('decay', 'iterations', 'said'),
-    [(0.999, 3000, '5% of the averaged'), (0.999, 500000, ''), (0, 10, ''), (0.9977, 3000, ''), (0.9, 4, '66% of')],
+    [
+        (0.999, 3000, '5% of the averaged'),
+        (0.999, 500000, ''),
+        (0, 10, ''),
+        (0.9977, 3000, ''),
+        (0.99, 100, '37% of'),
+        (0.9, 4, ''),
+    ],
 )
 def test_an_average_that_never_forgets_its_random_start_is_told(
     options: Options, caplog: pytest.LogCaptureFixture, decay: float, iterations: int, said: str
