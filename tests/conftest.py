@@ -18,7 +18,7 @@ import yaml
 import mtkd  # noqa: F401  before BasicSR
 
 # isort: split
-from basicsr.utils.logger import initialized_logger
+from basicsr.utils.logger import get_root_logger, initialized_logger
 from basicsr.utils.options import ordered_yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -287,3 +287,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What BasicSR's logger says; it hands nothing on to the root logger."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(f'{record.levelname} {record.getMessage()}')
+    get_root_logger().addHandler(handler)
+    yield said
+    get_root_logger().removeHandler(handler)

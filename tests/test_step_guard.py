@@ -1,9 +1,8 @@
 """Numbers gone bad: a step that is not finite changes nothing, is counted and named; clipping; a batch in parts."""
 
 import copy
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 import torch.multiprocessing as mp
 from basicsr.data import build_dataset
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.utils import get_root_logger
 from conftest import cached, scratch, stage_one, write_option
 from launching import model_of_process
 from test_multi_teacher_model import batch, made
@@ -71,17 +69,6 @@ def everything(model: MultiTeacherSRModel) -> dict[str, Tensor]:
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-@pytest.fixture
-def messages() -> Iterator[list[str]]:
-    """What BasicSR's logger says; it hands nothing on to the root logger."""
-    said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(f'{record.levelname} {record.getMessage()}')
-    get_root_logger().addHandler(handler)
-    yield said
-    get_root_logger().removeHandler(handler)
 
 
 # Steps left out

@@ -152,7 +152,7 @@ def _training(opt: Mapping[str, Any]) -> Rows:
         ('optimizer', _said(train['optim_g'])),
         ('schedule', _said(train['scheduler'])),
         ('precision', train.get('amp') or 'fp32'),
-        ('average', f'decay {decay:g}' if decay else 'none', *filter(None, [left_of_start(opt)])),
+        ('average', f'decay {decay:g}' if decay else 'none', left_of_start(opt)),
     ]
 
 

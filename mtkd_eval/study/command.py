@@ -105,12 +105,16 @@ def tasks_of(study: Study, runs: Sequence[Run]) -> dict[str, Task]:
     """
     trained = trained_runs(study.grid)
     networks, caches = needed_parts(study.grid, runs)
-    to_train = [run for run in (*(trained[name] for name in networks), *runs) if study.result_of(run) is None]
-    tasks = {run.name: Task(partial(study.carry_out, run), _needs_of(run)) for run in to_train if run.student is None}
+
+    def trainings(of: Iterable[Run]) -> dict[str, Task]:
+        waiting = (run for run in of if study.result_of(run) is None)
+        return {run.name: Task(partial(study.carry_out, run), _needs_of(run)) for run in waiting}
+
+    tasks = trainings(trained[name] for name in networks)
     for name in caches:
         needs = tuple(sorted(references(cache_options(study.grid, name))))
         tasks[f'cache {name}'] = Task(partial(study.cache, name), needs)
-    tasks |= {run.name: Task(partial(study.carry_out, run), _needs_of(run)) for run in to_train if run.student}
+    tasks |= trainings(runs)
     for title, cache in study.unmeasured_networks(caches).items():
         tasks[f'measuring {title}'] = Task(partial(study.measure_network, title), (f'cache {cache}',))
     return tasks

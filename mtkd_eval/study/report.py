@@ -228,7 +228,7 @@ def caches_made(study: Mapping[str, Any]) -> str:
     """What equal time leaves out: how long the caches took, in steps of the reference with the first student too."""
     student, title = next(iter(study['students'].items()))
     cell = by_seed(study['results'], student, study['reference'])
-    step = min((each['step_seconds'] for each in cell.values() if each['step_seconds']), default=None)
+    step = fastest_step(cell)
     if not step:
         return ''
     lines = [
@@ -240,10 +240,14 @@ def caches_made(study: Mapping[str, Any]) -> str:
 
 
 def relative_time(cell: Mapping[int, Mapping[str, Any]], control: Mapping[int, Mapping[str, Any]]) -> str:
-    """Seconds of a step in units of the reference's, of the fastest seed of each: other work can only slow one down."""
-    fastest = [min((each['step_seconds'] for each in part.values() if each['step_seconds']), default=None)
-               for part in (cell, control)]  # fmt: skip
-    return f'{fastest[0] / fastest[1]:.2f}' if all(fastest) else NONE
+    """Seconds of a step in units of the reference's."""
+    own, others = fastest_step(cell), fastest_step(control)
+    return f'{own / others:.2f}' if own and others else NONE
+
+
+def fastest_step(cell: Mapping[int, Mapping[str, Any]]) -> float | None:
+    """Seconds of a step of the fastest seed: other work can only slow one down."""
+    return min((each['step_seconds'] for each in cell.values() if each['step_seconds']), default=None)
 
 
 def within(found: Interval) -> str:

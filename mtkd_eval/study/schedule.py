@@ -40,8 +40,8 @@ def in_order(
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or running:
-                busy = {name for name, _ in running.values()}
-                ready = [name for name, task in waiting.items() if not {*waiting, *busy} & set(task.needs)]
+                undone = {*waiting, *(name for name, _ in running.values())}
+                ready = [name for name, task in waiting.items() if undone.isdisjoint(task.needs)]
                 for name in ready[: len(slots)]:
                     slot = slots.pop(0)
                     running[pool.submit(waiting.pop(name).work, slot)] = name, slot
