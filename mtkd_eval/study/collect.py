@@ -15,18 +15,28 @@ def clock_plan(study: Study, planned: Sequence[Run], keep: bool) -> dict[tuple[s
     Times vary from run to run, so a number once planned stays: in ``clock.json``, written if ``keep``. A cell waits
     until all its runs, and those of the method it is compared with, are there.
     """
-    path = study.folder / 'clock.json'
-    begun = json.loads(path.read_text()) if path.is_file() else {}
+    begun = _planned_before(study)
     found = {}
     for student, method in clock_cells(study.grid):
         pace, of_like = (pace_of(study, planned, student, name) for name in (method, study.grid.wall_clock['like']))
         known = begun.get(f'{student}-{method}')
         if known or (pace and of_like):
             found[student, method] = known or clock_iterations(study.grid, student, pace, of_like)
-    if keep and found:
-        content = begun | {'-'.join(cell): steps for cell, steps in found.items()}
-        write_atomically(path, json.dumps(content, indent=1).encode())
+    if keep:
+        keep_clock_plan(study, found)
     return found
+
+
+def keep_clock_plan(study: Study, steps: Mapping[tuple[str, str], int]) -> None:
+    """Plan these steps of (student, method) from now on."""
+    content = _planned_before(study) | {'-'.join(cell): number for cell, number in steps.items()}
+    if content:
+        write_atomically(study.folder / 'clock.json', json.dumps(content, indent=1).encode())
+
+
+def _planned_before(study: Study) -> dict[str, int]:
+    path = study.folder / 'clock.json'
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def pace_of(study: Study, planned: Sequence[Run], student: str, method: str) -> float | None:

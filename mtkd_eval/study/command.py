@@ -24,6 +24,7 @@ from mtkd_data.whole_files import check_place, write_atomically
 from mtkd_eval.image_sets import find_sets
 from mtkd_eval.record import commit
 from mtkd_eval.study.collect import as_study, clock_plan
+from mtkd_eval.study.elsewhere import read_study, take_over
 from mtkd_eval.study.grid import Grid, Run, cache_options, clock_runs, read_grid, shortened, student_runs, trained_runs
 from mtkd_eval.study.missing import refuse_missing_parts
 from mtkd_eval.study.overlay import references
@@ -99,17 +100,19 @@ def forget(study: Study, runs: Iterable[Run], caches: Iterable[str], among: Iter
 
 
 def tasks_of(study: Study, runs: Sequence[Run]) -> dict[str, Task]:
-    """What there is to do for ``runs``: the networks and caches they need, themselves, and the networks to measure.
+    """What there is to do for ``runs``: the networks and caches that unfinished ones need, these, networks to measure.
 
-    Caches are always among them: one that is there is looked at.
+    A cache that they need is always among it: one that is there is looked at.
     """
     trained = trained_runs(study.grid)
-    networks, caches = needed_parts(study.grid, runs)
+
+    def unfinished(of: Iterable[Run]) -> list[Run]:
+        return [run for run in of if study.result_of(run) is None]
 
     def trainings(of: Iterable[Run]) -> dict[str, Task]:
-        waiting = (run for run in of if study.result_of(run) is None)
-        return {run.name: Task(partial(study.carry_out, run), _needs_of(run)) for run in waiting}
+        return {run.name: Task(partial(study.carry_out, run), _needs_of(run)) for run in unfinished(of)}
 
+    networks, caches = needed_parts(study.grid, unfinished(runs))
     tasks = trainings(trained[name] for name in networks)
     for name in caches:
         needs = tuple(sorted(references(cache_options(study.grid, name))))
@@ -173,6 +176,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '  python scripts/run_study.py options/study/small_x4.yml --list\n'
         '  python scripts/run_study.py options/study/small_x4.yml --set datasets/Set5 datasets/Urban100 --jobs 8\n'
         "  python scripts/run_study.py options/study/small_x4.yml --only 'edsr-mtkd*' 'edsr-scratch*'\n"
+        '  python scripts/run_study.py options/study/small_x4.yml --from one/study.json other/study.json\n'
         '  python scripts/run_study.py benchmarks/results/study/small_x4.json --report --page docs/results.md\n'
         'writes <out>/{study.json,results.md}; experiments, caches, logs and option files lie beside them\n'
         'exit code: 0 done, 2 refused or failed, 130 interrupted',
@@ -191,6 +195,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--only', nargs='+', metavar='PATTERN', help='runs by name, * and ? allowed: <student>-<method>-seed<n>')
     add('--redo', nargs='+', metavar='PATTERN', help='runs and trained networks to repeat, with all that needs them')
     add('--redo-stale', action='store_true', help='repeat what was made with other options, weights or images')
+    add(
+        '--from',
+        nargs='+',
+        dest='others',
+        type=Path,
+        default=[],
+        metavar='STUDY.json',
+        help='keep the results of other folders or machines that these hold, instead of repeating them',
+    )
     add('--jobs', type=int, default=1, help='trainings and caches at a time; with several GPUs one each (default: 1)')
     add('--threads', type=int, help='CPU threads of a training (default: cores / jobs)')
     add('--list', action='store_true', help='say what is done and what waits, and do nothing')
@@ -209,6 +222,8 @@ def run(given: argparse.Namespace) -> dict[str, str]:
         raise ValueError(f'--jobs must be at least 1, got {given.jobs}')
     if given.smoke and (given.page or given.json):
         raise ValueError('--smoke makes no figures to keep: leave --page and --json out')
+    if given.others and (given.smoke or given.list):
+        raise ValueError('--smoke and --list keep no results: leave --from out')
     for path in (given.page, given.json):
         if path is not None:
             check_place(path)
@@ -229,7 +244,12 @@ def run(given: argparse.Namespace) -> dict[str, str]:
         _note_other_code(study, planned)
         return {}
     failures = {}
-    if not given.report:
+    if given.report and given.others:
+        prepare_data(grid)  # what results are of is told by their data
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_run(folder):
+            _take_over(study, planned, given.others)
+    elif not given.report:
         _refuse_missing(study, planned, chosen, given.only)
         if prepare_data(grid):
             _refuse_missing(study, planned, chosen, given.only)
@@ -239,6 +259,7 @@ def run(given: argparse.Namespace) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         with only_run(folder):
             _clear(study, planned, redone, given.redo_stale)
+            _take_over(study, planned, given.others)
             _note_other_code(study, planned)
             failures = carry_out(study, planned, chosen, given.only)
     for message in told(failures):
@@ -250,14 +271,15 @@ def run(given: argparse.Namespace) -> dict[str, str]:
 
 def write_up_again(given: argparse.Namespace) -> None:
     """The tables of a study.json put into a page, as they were when it was made, without the runs behind it."""
-    if not given.report or given.page is None:
+    if not given.report or given.page is None or given.others:
         raise ValueError(f'{given.grid}: a study.json can only be written up again: --report --page PAGE.md')
-    try:
-        content = json.loads(given.grid.read_text(encoding='utf-8'))
-        name, text = content['name'], to_markdown(content)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f'{given.grid}: no study.json: {type(error).__name__}: {error}') from error
-    insert_into(given.page, name, text)
+    content = read_study(given.grid)
+    insert_into(given.page, content['name'], to_markdown(content))
+
+
+def _take_over(study: Study, planned: Sequence[Run], files: Sequence[Path]) -> None:
+    if files:
+        print(f'{take_over(study, planned, files)} results kept from elsewhere', file=sys.stderr)
 
 
 def _refuse_missing(study: Study, planned: Sequence[Run], chosen: Sequence[Run], only: Sequence[str] | None) -> None:

@@ -95,10 +95,13 @@ class Study:
         current = result and result['test_sets'] == self.test_sets and result['digest'] == run.digest()
         return result if current else None
 
+    def is_begun(self, run: Run) -> bool:
+        """Whether anything is there of a run, finished or not."""
+        return self.experiment_of(run).exists() or self.result_file(run).exists()
+
     def is_stale(self, run: Run) -> bool:
         """Whether what is there of a run was made, or begun, with other options, weights or images."""
-        begun = self.experiment_of(run).exists() or self.result_file(run).exists()
-        return begun and self._recorded(run.name) != run.digest()
+        return self.is_begun(run) and self._recorded(run.name) != run.digest()
 
     def is_stale_cache(self, name: str) -> bool:
         """Whether a cache, finished or not, was made of other networks or images."""
@@ -148,10 +151,12 @@ class Study:
         start = time.monotonic()
         call(CACHE, arguments, self.folder / 'logs' / f'cache_{name}.log', slot, self.threads)
         if not begun:
-            made = {'digest': digest, 'seconds': round(time.monotonic() - start, 1)}
-            place = self._cache_time(name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, json.dumps(made).encode())
+            self.keep_cache_seconds(name, time.monotonic() - start)
+
+    def keep_cache_seconds(self, name: str, seconds: float) -> None:
+        """Keep how long making a cache took."""
+        made = {'digest': cache_digest(self.grid, name), 'seconds': round(seconds, 1)}
+        _keep(made, self._cache_time(name))
 
     def cache_seconds(self) -> dict[str, float]:
         """How long making each cache took, start of the process included; those made in one go."""
@@ -181,8 +186,13 @@ class Study:
             'threads': self.threads or torch.get_num_threads(), 'jobs': self.jobs, 'test_sets': self.test_sets,
             'trained_on': trained_on(experiment), **json.loads(raw.read_text()),
         }  # fmt: skip
-        write_atomically(place, json.dumps(result, indent=1).encode())
+        self.keep_result(run, result)
         raw.unlink()
+
+    def keep_result(self, run: Run, result: Mapping[str, Any]) -> None:
+        """Keep what a finished run measured, with the digest of what it was trained with."""
+        self._record(run.name, run.digest())
+        _keep(result, self.result_file(run))
 
     def unmeasured_networks(self, caches: Collection[str]) -> dict[str, str]:
         """Title -> cache of the grid's ``networks`` without figures: of those of ``caches`` and of any made before."""
@@ -204,8 +214,12 @@ class Study:
         found = {
             'digest': self._network_digest(title), 'test_sets': self.test_sets, **json.loads(raw.read_text()),
         }  # fmt: skip
-        write_atomically(place, json.dumps(found, indent=1).encode())
+        self.keep_network(title, found)
         raw.unlink()
+
+    def keep_network(self, title: str, found: Mapping[str, Any]) -> None:
+        """Keep what was measured of a teacher or target."""
+        _keep(found, self._network_file(title))
 
     def networks(self) -> dict[str, Any]:
         """Title -> what was measured of it."""
@@ -223,6 +237,11 @@ class Study:
 
     def _network_file(self, title: str) -> Path:
         return self.folder / 'networks' / f'{as_file_name(title)}.json'
+
+
+def _keep(content: Mapping[str, Any], place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, json.dumps(content, indent=1).encode())
 
 
 def trained_on(experiment: Path) -> dict[str, Any] | None:
