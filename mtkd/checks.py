@@ -122,7 +122,11 @@ TRAIN_KEYS = {
     'perceptual_opt': ('mapping', 'null', "BasicSR's perceptual loss to the ground truth"),
     'optim_g': ('mapping', 'required', "BasicSR's: `type` and arguments of the optimizer; fused Adam on a GPU"),
     'optim_distill': ('mapping', 'as optim_g', 'lr, weight_decay and the like for the parameters of the terms'),
-    'amp': ('null, bf16 or fp16', 'null', "precision of the student's passes; fp16 with loss scaling"),
+    'amp': (
+        'null, bf16, fp16 or auto',
+        'null',
+        "precision of the student's passes; fp16 with loss scaling; auto is bf16 where the device computes in it",
+    ),
     'compile': (
         'null, true, false, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs',
         'false',

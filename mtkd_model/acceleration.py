@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.checks import nearest
+from mtkd_arch.frozen_network import best_dtype
 from mtkd_model.guarded_step import Outcome, clip_, gated_step, gradient_norms
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -16,20 +17,22 @@ LOWEST_SCALE = 1.0  # torch halves further, without end; from here on an overflo
 
 
 class MixedPrecision:
-    """The precision of the student's passes: ``train.amp``, None (float32), ``bf16`` or ``fp16``.
+    """The precision of the student's passes: ``train.amp``, None (float32), ``bf16``, ``fp16`` or ``auto``.
 
-    Weights, outputs and losses stay float32. With ``fp16`` the losses are scaled so that small gradients survive, and
-    a step whose gradients overflow is left out; the scale is part of the training state.
+    ``auto`` is bf16 where the device computes in it, else float32. Weights, outputs and losses stay float32. With
+    ``fp16`` the losses are scaled so that small gradients survive, and a step whose gradients overflow is left out; the
+    scale is part of the training state.
 
     Raises ValueError for another precision.
     """
 
     def __init__(self, precision: str | None, device: torch.device) -> None:
-        if precision is not None and precision not in DTYPES:
+        known = (*DTYPES, 'auto')
+        if precision is not None and precision not in known:
             raise ValueError(
-                f'train.amp is {precision!r}: {nearest(precision, DTYPES)}expected one of {", ".join(DTYPES)}'
+                f'train.amp is {precision!r}: {nearest(precision, known)}expected one of {", ".join(known)}'
             )
-        self.device, self.dtype = device, DTYPES.get(precision)
+        self.device, self.dtype = device, best_dtype(device) if precision == 'auto' else DTYPES.get(precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -67,6 +70,16 @@ class MixedPrecision:
 
     def _scale_on_device(self) -> Tensor:
         return self.scaler.scale(torch.ones((), device=self.device))
+
+
+def emulated_bf16(precision: str | None, device: torch.device) -> str:
+    """A warning where ``train.amp`` asks for bf16 and ``device`` has no instructions for it, else an empty text."""
+    if precision != 'bf16' or best_dtype(device) is not None:
+        return ''
+    return (
+        f'train.amp is bf16, for which this {device.type.upper()} has no instructions: steps take several times as '
+        'long as in float32: take train.amp: auto, which is bf16 only where the hardware has it'
+    )
 
 
 def compile_mode(option: Any) -> str | None:

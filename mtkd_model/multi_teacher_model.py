@@ -24,6 +24,7 @@ from mtkd_model import preflight
 from mtkd_model.acceleration import (
     MixedPrecision,
     compile_mode,
+    emulated_bf16,
     fused_where_possible,
     moving_average,
     uncompiled,
@@ -105,7 +106,7 @@ class MultiTeacherSRModel(ResumableModel):
         if without_ground_truth:  # SRModel insists on one of the two
             train_opt['pixel_opt'] = {'type': 'L1Loss'}
         super().init_training_settings()
-        if warning := left_of_start(self.opt):
+        for warning in filter(None, (left_of_start(self.opt), emulated_bf16(train_opt.get('amp'), self.device))):
             get_root_logger().warning(warning)
         if without_ground_truth:
             self.cri_pix = None

@@ -17,6 +17,7 @@ from mtkd_arch.frozen_network import FLOAT32_MODULES, FrozenNetwork, best_dtype
 from mtkd_model.acceleration import (
     MixedPrecision,
     compile_mode,
+    emulated_bf16,
     fused_where_possible,
     match_parameters,
     moving_average,
@@ -44,6 +45,22 @@ def test_half_precision_points_the_gradient_the_same_way(options: Options, preci
     assert other.dtype == torch.float32
 
 
+@pytest.mark.parametrize('native', [True, False])
+def test_auto_is_bf16_where_the_device_computes_in_it_and_bf16_elsewhere_is_warned_of(
+    options: Options, messages: list[str], monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr('mtkd_model.acceleration.best_dtype', lambda device: torch.bfloat16 if native else None)
+    cpu = torch.device('cpu')
+    assert MixedPrecision('auto', cpu).dtype is (torch.bfloat16 if native else None)
+    assert MixedPrecision('bf16', cpu).dtype is torch.bfloat16  # as asked for, all the same
+    told = 'train.amp is bf16, for which this CPU has no instructions'
+    assert emulated_bf16('bf16', cpu).startswith(told) is not native
+    assert not any(emulated_bf16(precision, cpu) for precision in (None, 'auto', 'fp16'))
+    options['train']['amp'] = 'bf16'
+    made(options)
+    assert sum(told in message for message in messages) == (not native)
+
+
 def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(options: Options) -> None:
     options['train']['amp'] = 'fp16'
     options['train']['pixel_opt']['loss_weight'] = 1e38
@@ -66,7 +83,7 @@ def test_the_scale_of_the_losses_is_resumed(options: Options, train: Callable[..
 
 
 def test_an_unknown_precision_or_mode_is_named(options: Options) -> None:
-    with pytest.raises(ValueError, match=r"train\.amp is 'fp6': .*expected one of bf16, fp16"):
+    with pytest.raises(ValueError, match=r"train\.amp is 'fp6': .*expected one of bf16, fp16, auto"):
         MixedPrecision('fp6', torch.device('cpu'))
     with pytest.raises(ValueError, match=r"train\.compile is 'fast', expected true, false or one of default"):
         compile_mode('fast')

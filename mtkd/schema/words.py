@@ -1,4 +1,4 @@
-"""Kinds of values from the words of the tables: ``whole number, at least 1``, ``null, bf16 or fp16``."""
+"""Kinds of values from the words of the tables: ``whole number, at least 1``, ``null, bf16, fp16 or auto``."""
 
 import functools
 import re

@@ -55,8 +55,10 @@ def introduction(study: Mapping[str, Any]) -> str:
     machines, versions = ({each[key] for each in made} for key in ('device', 'torch'))
     codes = {(code_of(each) or 'unknown').removesuffix('-dirty') for each in made}
     jobs = {f'{each.get("jobs", 1)} at a time on {each["threads"]} threads' for each in study['results']}
+    passes = sorted({each['precision'] for each in made if 'precision' in each})
+    devices = [', '.join(sorted(machines)), *([f'passes in {", ".join(passes)}'] if passes else [])]
     text.append(
-        f'Trained on: {", ".join(sorted(machines))}; torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; '
+        f'Trained on: {"; ".join(devices)}; torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; '
         f'code of {", ".join(sorted(codes))}. '
         'The time of a step leaves out what was made once: caches and aggregators.'
     )

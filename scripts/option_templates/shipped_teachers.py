@@ -73,5 +73,6 @@ def _file(header: str, name: str, model: str, teachers: str, network: str, itera
     )  # fmt: skip
     text = text.replace(HALVED, COSINE.format(iterations)).replace('warmup_iter: -1  # none', 'warmup_iter: 200')
     return text.replace(
-        'train:\n  ema_decay', 'train:\n  amp: bf16  # weights, gradients and losses stay float32\n  ema_decay'
+        'train:\n  ema_decay',
+        'train:\n  amp: auto  # bf16 where the hardware has it; weights and losses stay float32\n  ema_decay',
     )
