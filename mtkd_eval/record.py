@@ -12,10 +12,12 @@ from mtkd import __version__  # first: it mends BasicSR
 import torch
 from basicsr.version import __version__ as basicsr_version
 
+from mtkd_arch.frozen_network import best_dtype
+
 
 def circumstances(device: torch.device) -> dict[str, Any]:
     """Date, commit (None outside a checkout), versions, the device's name and the number of threads."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{platform.machine()} CPU'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
     return {
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
         'commit': commit(),
@@ -26,6 +28,12 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         'device': name,
         'threads': torch.get_num_threads(),
     }
+
+
+def cpu_name() -> str:
+    """What of a CPU decides speed and precision: its family, and the vector instructions that torch has for it."""
+    bf16 = ' with bf16' if best_dtype(torch.device('cpu')) else ''
+    return f'{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}{bf16}'
 
 
 def commit() -> str | None:

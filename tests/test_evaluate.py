@@ -19,9 +19,11 @@ from basicsr.utils import img2tensor, tensor2img
 from conftest import REPO, build_arch, script_environment, small_network, write_option
 from torch import Tensor
 
+from mtkd_arch.frozen_network import best_dtype
 from mtkd_eval import comparison, measure
 from mtkd_eval.bicubic import BicubicUpsampling
 from mtkd_eval.evaluate import main
+from mtkd_eval.record import cpu_name
 from mtkd_eval.tables import MISSING
 
 Edsr = Callable[[Tensor], Tensor]
@@ -124,6 +126,8 @@ def test_the_json_says_what_was_measured_and_on_what(network: Edsr, val: str, el
     results = evaluate('mine=net.pth', '--network', 'net.yml', '--set', val)
     made, (row,) = results['circumstances'], results['networks']
     assert {'date', 'commit', 'torch', 'basicsr', 'mtkd', 'python', 'device', 'threads'} == made.keys()
+    assert made['device'] == cpu_name()
+    assert made['device'].endswith(' with bf16') is (best_dtype(torch.device('cpu')) is not None)
     digest = hashlib.sha256((elsewhere / 'net.pth').read_bytes()).hexdigest()
     assert row['weights'] == [{'path': 'net.pth', 'sha256': digest}]
     assert row['name'] == 'mine'
