@@ -95,6 +95,17 @@ def test_a_result_that_is_here_already_stays(place: Callable[..., tuple[int, lis
     assert (tmp_path / 'here/runs/edsr-kd-seed3.json').read_bytes() == before
 
 
+def test_the_steps_that_are_planned_here_at_equal_time_stay(
+    place: Callable[..., tuple[int, list[str]]], tmp_path: Path
+) -> None:
+    assert place('one', *SCRATCH_AND_KD)[0] == 0
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'here/clock.json').write_text('{"edsr-kd": 7}')
+    assert place('here', '--from', str(tmp_path / 'one/study.json'), '--report')[0] == 0
+    assert [each['run'] for each in study_of(tmp_path / 'here')['results']] == ['edsr-scratch-seed3', 'edsr-kd-seed3']
+    assert json.loads((tmp_path / 'here/clock.json').read_text()) == {'edsr-kd': 7}
+
+
 def test_results_of_other_options_or_test_sets_are_refused_before_anything_is_kept(
     place: Callable[..., tuple[int, list[str]]],
     grid: Path,

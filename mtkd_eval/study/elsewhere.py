@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtkd_eval.study.collect import keep_clock_plan
+from mtkd_eval.study.collect import clock_plan, keep_clock_plan
 from mtkd_eval.study.grid import Run, cache_digest, clock_cells, clock_runs
 from mtkd_eval.study.report import to_markdown
 from mtkd_eval.study.running import Study
@@ -24,7 +24,8 @@ def read_study(path: Path) -> dict[str, Any]:
 def take_over(study: Study, planned: Sequence[Run], files: Iterable[Path]) -> int:
     """Keep what ``files`` hold of ``planned``, of the runs at equal time, and of networks, where the study has none.
 
-    Returns how many results were kept. What has been begun here is left alone, and so is what the grid does not plan.
+    Returns how many results were kept. What has been begun here is left alone, and so is what the grid does not plan,
+    and what ran at equal time for another number of steps than are planned here.
     The files' networks are not there: a run that needs one trained elsewhere trains it again. Raises ValueError,
     before anything is written, where a result is of other options, weights, images or test sets than the grid's.
     """
@@ -35,10 +36,12 @@ def take_over(study: Study, planned: Sequence[Run], files: Iterable[Path]) -> in
         for each in content['results']
         if each['clock'] and (each['student'], each['method']) in clock_cells(study.grid)
     }
+    steps |= clock_plan(study, planned, keep=False)  # a number once planned stays
     runs = {run.name: run for run in (*planned, *clock_runs(study.grid, steps))}
     found: list[tuple[Run, Mapping[str, Any]]] = []
     for path, content in contents.items():
-        ours = [(runs[each['run']], each) for each in content['results'] if each['run'] in runs]
+        known = [(runs[each['run']], each) for each in content['results'] if each['run'] in runs]
+        ours = [(run, each) for run, each in known if not run.clock or run.iterations == each['iterations']]
         foreign = [
             run.name for run, each in ours if (run.digest(), study.test_sets) != (each['digest'], each['test_sets'])
         ]
@@ -59,7 +62,7 @@ def take_over(study: Study, planned: Sequence[Run], files: Iterable[Path]) -> in
                 study.keep_network(title, network)
         digests = [each['digest'] for each in content['networks'].values()]
         for name, seconds in content.get('cache_seconds', {}).items():
-            known = name in study.grid.caches and name not in timed
-            if known and any(each.startswith(f'{cache_digest(study.grid, name)}:') for each in digests):
+            wanted = name in study.grid.caches and name not in timed
+            if wanted and any(each.startswith(f'{cache_digest(study.grid, name)}:') for each in digests):
                 study.keep_cache_seconds(name, seconds)
     return len(new)
