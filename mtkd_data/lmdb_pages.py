@@ -39,7 +39,12 @@ class _Meta(NamedTuple):
 
 
 def sound_keys(folder: Path) -> tuple[str, ...]:
-    """The keys of the LMDB in ``folder``, in their order, after its pages were found sound; done once for each state.
+    """The keys of the LMDB in ``folder``, in their order; see ``sound_sizes``."""
+    return tuple(sound_sizes(folder))
+
+
+def sound_sizes(folder: Path) -> dict[str, int]:
+    """Key -> bytes of its value, of the LMDB in ``folder``, after its pages were found sound; done once for each state.
 
     Raises OSError, naming the folder, for one that is cut short or damaged.
     """
@@ -49,11 +54,11 @@ def sound_keys(folder: Path) -> tuple[str, ...]:
         walk = _Walk(folder, file, stat.st_size)
         known = _known.get(state)
         if known is None or known[0] != walk.meta:
-            known = _known[state] = walk.meta, walk.keys()
+            known = _known[state] = walk.meta, walk.sizes()
     return known[1]
 
 
-_known: dict[tuple[int, ...], tuple['_Meta', tuple[str, ...]]] = {}  # of this process
+_known: dict[tuple[int, ...], tuple['_Meta', dict[str, int]]] = {}  # of this process
 
 
 class _Walk:
@@ -64,20 +69,20 @@ class _Walk:
         self.runs: list[tuple[int, int, str]] = []
         self.meta = self._newest_meta()
 
-    def keys(self) -> tuple[str, ...]:
+    def sizes(self) -> dict[str, int]:
         needed = (self.meta.last_page + 1) * self.meta.page_size
         if self.size < needed:
             raise OSError(f'{self.folder}: data.mdb is truncated: {self.size} bytes of {needed}: copy it again')
-        found: list[bytes] = []
+        found: list[tuple[bytes, int]] = []
         if self.meta.root != NOWHERE:
             self._page(self.meta.root, self.meta.depth, found)
-        for one, other in itertools.pairwise(found):
+        for (one, _), (other, _) in itertools.pairwise(found):
             if one >= other:
                 raise self._damaged(f'its keys are out of order at {_shown(one)!r} and {_shown(other)!r}')
         if len(found) != self.meta.entries:
             raise self._damaged(f'it holds {len(found)} keys and says {self.meta.entries}')
         self._check_runs()
-        return tuple(map(_shown, found))
+        return {_shown(key): size for key, size in found}
 
     def _damaged(self, what: str) -> OSError:
         return OSError(f'{self.folder}: data.mdb is damaged: {what}: {REMEDY}')
@@ -101,8 +106,8 @@ class _Walk:
             raise self._damaged('its head says what no image set is')
         return meta
 
-    def _page(self, number: int, depth: int, found: list[bytes]) -> None:
-        """Check a page and what is below it, ``depth`` levels with itself; adds the keys to ``found``."""
+    def _page(self, number: int, depth: int, found: list[tuple[bytes, int]]) -> None:
+        """Check a page and what is below it, ``depth`` levels with itself; adds keys and sizes to ``found``."""
         if not 2 <= number <= self.meta.last_page or depth < 1 or len(self.runs) > self.meta.last_page:
             raise self._damaged(f'it refers to page {number}')
         self.runs.append((number, 1, f'page {number}'))
@@ -122,8 +127,8 @@ class _Walk:
             else:
                 self._page(low | high << 32, depth - 1, found)
 
-    def _entry(self, page: bytes, number: int, place: int, node: tuple[int, int, int]) -> bytes:
-        """The key of a node of a leaf, after a look at where its value lies."""
+    def _entry(self, page: bytes, number: int, place: int, node: tuple[int, int, int]) -> tuple[bytes, int]:
+        """The key of a node of a leaf and the size of its value, after a look at where that lies."""
         size, flags, length = node
         begin = place + NODE.size
         key, end = page[begin : begin + length], begin + length
@@ -136,7 +141,7 @@ class _Walk:
             if first < 2 or first + pages - 1 > self.meta.last_page:
                 raise self._damaged(f'the value of {_shown(key)} lies outside of it')
             self.runs.append((first, pages, _shown(key)))
-        return key
+        return key, size
 
     def _check_runs(self) -> None:
         """No page serves two: otherwise a key would lead to the value of another."""

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import REPO, write_option
+from hand_made_cache import write_lmdb
 
 from mtkd_eval.study.command import needed_parts
+from mtkd_eval.study.fingerprints import of_path
 from mtkd_eval.study.grid import (
     clock_cells,
     clock_iterations,
@@ -144,6 +147,20 @@ def test_other_weights_or_images_are_another_run(tmp_path: Path) -> None:
     assert again[1] != mtkd
     (images / 'a.png').write_bytes(b'1')
     assert digests()[0] != scratch
+
+
+def test_an_lmdb_written_anew_on_other_pages_is_the_same(tmp_path: Path) -> None:
+    images = {name: np.full((9 + index, 9, 3), index, np.uint8) for index, name in enumerate('abc')}
+    write_lmdb(tmp_path / 'one.lmdb', images, level=1)
+    before = of_path(tmp_path / 'one.lmdb')
+    with (tmp_path / 'one.lmdb/data.mdb').open('ab') as file:
+        file.write(bytes(8192))  # pages that nothing lies on, as LMDB itself leaves them now and then
+    assert of_path(tmp_path / 'one.lmdb') == before
+    write_lmdb(tmp_path / 'other.lmdb', {**images, 'c': np.zeros((9, 9, 3), np.uint8)}, level=1)
+    assert of_path(tmp_path / 'other.lmdb') != before
+    lines = (tmp_path / 'one.lmdb/meta_info.txt').read_text().replace('(9,9,3)', '(9,9,1)')
+    (tmp_path / 'one.lmdb/meta_info.txt').write_text(lines)
+    assert of_path(tmp_path / 'one.lmdb') != before
 
 
 def test_a_smoke_run_is_short_everywhere(tmp_path: Path) -> None:

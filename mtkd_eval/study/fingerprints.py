@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mtkd_data.lmdb_pages import sound_sizes
 from mtkd_data.teacher_cache.description import sha256_of_file
 from mtkd_data.weights_path import weights_path
 
@@ -19,16 +20,22 @@ def fingerprints(options: Any) -> list[list[str]]:
 
 
 def of_path(path: Path) -> str:
-    """SHA-256 of a file; of a folder that of its files' names and sizes, and of the listing of an LMDB."""
+    """SHA-256 of a file; of a folder that of its files' names and sizes.
+
+    Of an LMDB that of its keys, the sizes of their values and its listing: the pages it is stored on differ from
+    one writing of the same images to the next. Raises OSError for one that is damaged.
+    """
     if path.is_file():
         return _of_file(path, path.stat().st_mtime_ns, path.stat().st_size)
-    names = [
-        f'{file.relative_to(path).as_posix()} {file.stat().st_size}'
-        for file in sorted(path.rglob('*'))
-        if file.is_file() and file.name != 'lock.mdb'
-    ]
-    listing = path / LISTING
-    names += [listing.read_text()] if listing.is_file() else []
+    names: list[str] = []
+    for file in sorted(path.rglob('*')):
+        place = file.relative_to(path).as_posix()
+        if file.name == LISTING:
+            names.append(file.read_text())
+        elif file.name == 'data.mdb':
+            names += [f'{place} {key} {size}' for key, size in sound_sizes(file.parent).items()]
+        elif file.is_file() and file.name != 'lock.mdb':
+            names.append(f'{place} {file.stat().st_size}')
     return hashlib.sha256('\n'.join(names).encode()).hexdigest()
 
 
