@@ -77,8 +77,8 @@ def emulated_bf16(precision: str | None, device: torch.device) -> str:
     if precision != 'bf16' or best_dtype(device) is not None:
         return ''
     return (
-        f'train.amp is bf16, for which this {device.type.upper()} has no instructions: steps take several times as '
-        'long as in float32: take train.amp: auto, which is bf16 only where the hardware has it'
+        f'train.amp is bf16, for which this {device.type.upper()} has no instructions: a step takes longer than in '
+        'float32, ten times as long on some: take train.amp: auto, which is bf16 only where the hardware has it'
     )
 
 
