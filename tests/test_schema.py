@@ -168,7 +168,11 @@ MUTATIONS = [
     ('train', ..., "the option file lacks the key 'train'"),
     ('train.ema_decay', 1, 'train.ema_decay should be a number, at least 0 and below 1; it is 1'),
     ('train.total_iter', 1000.5, 'train.total_iter should be a whole number, at least 1; it is 1000.5'),
-    ('train.amp', False, 'train.amp should be null, bf16, fp16 or auto; it is False: YAML 1.1 reads on'),
+    (
+        'train.amp',
+        False,
+        'train.amp should be null, bf16, fp16 or auto; it is False: YAML 1.1 reads on, off, yes and no',
+    ),
     ('train.warmup_iters', 3, "unknown key 'warmup_iters' in train: did you mean 'warmup_iter'?"),
     ('train.optim_g.lr', '1e-4', "lr is the string '1e-4', not a number: YAML 1.1 wants 0.0001 or !!float 1e-4"),
     ('train.optim_g.lr', f'1e{9**30}', 'train.optim_g.lr should be a number, at least 0; it is'),

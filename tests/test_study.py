@@ -131,6 +131,8 @@ def test_a_study_runs_is_resumed_and_written_up(
     sets = ['--set', f'other={data}/val/GT,{data}/val/LRbicx4']
     command += sets
     assert main(command) == 0
+    # caches are looked at for it; their times are those of making them
+    assert json.loads((out / 'study.json').read_text())['cache_seconds'] == study['cache_seconds']
     assert len(calls) == 7  # the aggregator, three runs, one at equal time, a teacher and the target
     assert not any('--train' in arguments for arguments in calls)
 
