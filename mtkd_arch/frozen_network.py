@@ -11,6 +11,7 @@ from mtkd_arch.taps import unwrapped
 
 Precision = Literal['fp32', 'bf16', 'fp16', 'auto']
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+PRECISIONS = (*DTYPES, 'auto')
 # what enters and leaves the residual stream, and the image; with these in float32 so is the stream
 FLOAT32_MODULES = ('conv_first', 'conv_after_body', 'conv_last')
 
@@ -55,9 +56,8 @@ class FrozenNetwork(nn.Module):
         merged: bool = True,
     ) -> None:
         super().__init__()
-        known = (*DTYPES, 'auto')
-        if precision not in known:
-            raise ValueError(f"precision '{precision}' is unknown; expected one of {', '.join(known)}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision '{precision}' is unknown; expected one of {', '.join(PRECISIONS)}")
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         if merged:
             merge_tails(network)
@@ -79,9 +79,16 @@ class FrozenNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, scale: int = 1) -> Tensor:
         """``x`` (B, C, H, W), RGB in [0, 1], to float32 (B, C', scale * H, scale * W), not clamped."""
-        dtype = best_dtype(x.device) if self.precision == 'auto' else DTYPES[self.precision]
+        dtype = DTYPES[resolve_precision(self.precision, x.device)]
         with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
             return forward_padded(self.network, x, scale, self.window).float()
+
+
+def resolve_precision(precision: Precision | None, device: torch.device) -> str:
+    """A key of ``DTYPES``: ``auto`` is bf16 where ``device`` computes in it, else fp32, as None is."""
+    if precision == 'auto':
+        return 'fp32' if best_dtype(device) is None else 'bf16'
+    return precision or 'fp32'
 
 
 def best_dtype(device: torch.device) -> torch.dtype | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtkd_arch.frozen_network import DTYPES, best_dtype
+from mtkd_arch.frozen_network import PRECISIONS, resolve_precision
 from mtkd_arch.tiling import check_tiles
 from mtkd_data.command_line import exit_code
 from mtkd_data.teacher_cache.command import choose_device
@@ -71,7 +71,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--self-ensemble', action='store_true', help='average over 8 flips and transposes: better, 8 times the time')
     add('--tile', type=int, default=0, help='side of a tile in LR pixels, 0 for whole images (default: 0)')
     add('--overlap', type=int, default=32, help='LR pixels that a tile sees around itself (default: 32)')
-    add('--precision', choices=(*DTYPES, 'auto'), default='fp32', help='auto: bf16 where the device has it')
+    add('--precision', choices=PRECISIONS, default='fp32', help='auto: bf16 where the device has it')
     add(
         '--repeats',
         type=int,
@@ -102,8 +102,7 @@ def run(given: Mapping[str, Any]) -> str:
     if given['save_images']:
         check_place(given['save_images'] / 'network')
     device = choose_device(given['device'], 0)
-    if settings.precision == 'auto':
-        settings = replace(settings, precision='fp32' if best_dtype(device) is None else 'bf16')
+    settings = replace(settings, precision=resolve_precision(settings.precision, device))
     loaded = load_all(given['networks'], given['network'], given['param_key'], given['scale'])
     sets = find_sets(given['sets'], set(given['scale']) or {network.scale for network in loaded})
     networks = with_bicubic(given['networks'], loaded, sets)

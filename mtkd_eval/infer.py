@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtkd_arch.frozen_network import DTYPES
+from mtkd_arch.frozen_network import PRECISIONS
 from mtkd_arch.tiling import check_tiles
 from mtkd_data.command_line import exit_code
 from mtkd_data.teacher_cache.command import choose_device
@@ -104,7 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--param-key', help='state dict in a checkpoint (default: params_ema before params)')
     add('--tile', type=int, default=0, help='side of a tile in pixels of the input, 0 for whole images (default: 0)')
     add('--overlap', type=int, default=32, help='pixels that a tile sees around itself (default: 32)')
-    add('--precision', choices=(*DTYPES, 'auto'), default='fp32', help='auto: bf16 where the device has it')
+    add('--precision', choices=PRECISIONS, default='fp32', help='auto: bf16 where the device has it')
     add('--self-ensemble', action='store_true', help='average over 8 flips and transposes: better, 8 times the time')
     add('--device', help='cpu, cuda or cuda:N (default: cuda where there is one)')
     add('--overwrite', action='store_true', help='replace images that are there')

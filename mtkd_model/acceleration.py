@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.checks import nearest
-from mtkd_arch.frozen_network import best_dtype
+from mtkd_arch.frozen_network import DTYPES, resolve_precision
 from mtkd_model.guarded_step import Outcome, clip_, gated_step, gradient_norms
 
-DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+PRECISIONS = ('bf16', 'fp16', 'auto')
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
 LOWEST_SCALE = 1.0  # torch halves further, without end; from here on an overflow is no fault of the scale
 
@@ -27,12 +27,11 @@ class MixedPrecision:
     """
 
     def __init__(self, precision: str | None, device: torch.device) -> None:
-        known = (*DTYPES, 'auto')
-        if precision is not None and precision not in known:
+        if precision is not None and precision not in PRECISIONS:
             raise ValueError(
-                f'train.amp is {precision!r}: {nearest(precision, known)}expected one of {", ".join(known)}'
+                f'train.amp is {precision!r}: {nearest(precision, PRECISIONS)}expected one of {", ".join(PRECISIONS)}'
             )
-        self.device, self.dtype = device, best_dtype(device) if precision == 'auto' else DTYPES.get(precision)
+        self.device, self.dtype = device, DTYPES[resolve_precision(precision, device)]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -74,7 +73,7 @@ class MixedPrecision:
 
 def emulated_bf16(precision: str | None, device: torch.device) -> str:
     """A warning where ``train.amp`` asks for bf16 and ``device`` has no instructions for it, else an empty text."""
-    if precision != 'bf16' or best_dtype(device) is not None:
+    if precision != 'bf16' or resolve_precision('auto', device) == 'bf16':
         return ''
     return (
         f'train.amp is bf16, for which this {device.type.upper()} has no instructions: a step takes longer than in '

@@ -49,7 +49,7 @@ def test_half_precision_points_the_gradient_the_same_way(options: Options, preci
 def test_auto_is_bf16_where_the_device_computes_in_it_and_bf16_elsewhere_is_warned_of(
     options: Options, messages: list[str], monkeypatch: pytest.MonkeyPatch, native: bool
 ) -> None:
-    monkeypatch.setattr('mtkd_model.acceleration.best_dtype', lambda device: torch.bfloat16 if native else None)
+    monkeypatch.setattr('mtkd_arch.frozen_network.best_dtype', lambda device: torch.bfloat16 if native else None)
     cpu = torch.device('cpu')
     assert MixedPrecision('auto', cpu).dtype is (torch.bfloat16 if native else None)
     assert MixedPrecision('bf16', cpu).dtype is torch.bfloat16  # as asked for, all the same

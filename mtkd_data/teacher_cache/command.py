@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from mtkd.option_file import read_option
-from mtkd_arch.frozen_network import best_dtype
+from mtkd_arch.frozen_network import resolve_precision
 from mtkd_arch.named_network import with_named_networks
 from mtkd_data.command_line import exit_code
 from mtkd_data.teacher_cache.description import choose_stores, teacher_order
@@ -62,7 +62,7 @@ def cache_teachers(
 ) -> tuple[Path, dict[str, Any], bool]:
     """Make the cache; its folder, the content of its cache.json and whether it was there before."""
     place = choose_device(device, group.local_rank)
-    auto = group.on_first(lambda: 'fp32' if best_dtype(place) is None else 'bf16')
+    auto = group.on_first(lambda: resolve_precision('auto', place))
     opt = choose_precision(opt, settings.precision, auto)
     settings = replace(settings, stores=choose_stores(opt, settings.stores))
     with LqSource(opt['datasets']['train']) as source:

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,33 @@ def of_path(path: Path) -> str:
     one writing of the same images to the next. Raises OSError for one that is damaged.
     """
     if path.is_file():
-        return _of_file(path, path.stat().st_mtime_ns, path.stat().st_size)
+        return _of_state(_of_file, path)
     names: list[str] = []
     for file in sorted(path.rglob('*')):
         place = file.relative_to(path).as_posix()
         if file.name == LISTING:
             names.append(file.read_text())
         elif file.name == 'data.mdb':
-            names += [f'{place} {key} {size}' for key, size in sound_sizes(file.parent).items()]
+            names.append(f'{place} {_of_state(_of_lmdb, file)}')
         elif file.is_file() and file.name != 'lock.mdb':
             names.append(f'{place} {file.stat().st_size}')
     return hashlib.sha256('\n'.join(names).encode()).hexdigest()
 
 
+def _of_state(fingerprint: Callable[[Path, int, int], str], file: Path) -> str:
+    stat = file.stat()
+    return fingerprint(file, stat.st_mtime_ns, stat.st_size)
+
+
 @functools.lru_cache(maxsize=256)
 def _of_file(path: Path, modified: int, size: int) -> str:
     return sha256_of_file(path)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_lmdb(data: Path, modified: int, size: int) -> str:
+    entries = '\n'.join(f'{key} {length}' for key, length in sound_sizes(data.parent).items())
+    return hashlib.sha256(entries.encode()).hexdigest()
 
 
 def _paths(options: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ import torch
 from basicsr.train import train_pipeline
 
 from mtkd.option_file import read_option
+from mtkd_arch.frozen_network import DTYPES, resolve_precision
 from mtkd_data.folder_lock import only_run
 from mtkd_data.teacher_cache.command import choose_device
 from mtkd_data.whole_files import write_atomically
@@ -20,7 +21,6 @@ from mtkd_eval.image_sets import find_sets
 from mtkd_eval.load import load_network
 from mtkd_eval.measure import RunSettings
 from mtkd_eval.record import circumstances
-from mtkd_model.acceleration import MixedPrecision
 
 TRAINED_ON = 'trained_on.json'
 KEPT = {'psnr_y': 4, 'ssim_y': 6}  # decimal places
@@ -54,8 +54,8 @@ def train(root: str, option_file: str) -> None:
     with only_run(experiment):
         _train(root, option_file)
     device = choose_device(None, 0)
-    passes = MixedPrecision(read_option(Path(option_file))['train'].get('amp'), device)
-    made = {**circumstances(device), 'precision': str(passes.dtype or torch.float32).removeprefix('torch.')}
+    dtype = DTYPES[resolve_precision(read_option(Path(option_file))['train'].get('amp'), device)]
+    made = {**circumstances(device), 'precision': str(dtype or torch.float32).removeprefix('torch.')}
     write_atomically(experiment / TRAINED_ON, json.dumps(made).encode())
 
 
