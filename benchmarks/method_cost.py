@@ -2,10 +2,11 @@
 
 Each distiller of the project is one variant: the student's L1 to the ground truth and that term. All variants take one
 step in turn, round after round, in one process; figures are medians and the median ratio to the scratch step of the
-same round. The teachers' and encoders' weights are random: a step's time does not depend on them.
+same round. A method that needs no output of its teacher is also run with a teacher that computes it all the same. The teachers' and encoders' weights are random: a step's time does not depend on them.
 """
 
 import argparse
+import copy
 import json
 import logging
 import statistics
@@ -95,14 +96,25 @@ def facts(model: MultiTeacherSRModel) -> dict[str, Any]:
     return {'taps': bool(bank.student_taps or bank.teacher_taps), 'extra_parameters': trained}
 
 
+def to_the_end(model: MultiTeacherSRModel) -> MultiTeacherSRModel | None:
+    """The same model with teachers that run to their ends, None where they do so anyway."""
+    if model.teachers is None or model.outputs_asked >= set(model.teachers.networks):
+        return None
+    whole = copy.deepcopy(model)
+    whole.outputs_asked.update(whole.teachers.networks)
+    return whole
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per step and the ratio to scratch, by method."""
+    """Seconds per step and the ratio to scratch, by method; ``to_the_end``, the ratio that its teacher's end costs."""
     variants = dict(models(args.device, args.lq))
+    wholes = {f'{name} to the end': to_the_end(model) for name, model in variants.items()}
     batch = {'lq': torch.rand(args.batch, 3, args.lq, args.lq)}
     batch['gt'] = torch.rand(args.batch, 3, args.lq * SCALE, args.lq * SCALE)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    runs = variants | {name: model for name, model in wholes.items() if model is not None}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in trange(args.warmup + args.runs, unit='round', disable=None):
-        for name, model in variants.items():
+        for name, model in runs.items():
             model.feed_data(batch)
             record.synchronise(args.device)
             start = time.perf_counter()
@@ -110,11 +122,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             record.synchronise(args.device)
             if turn >= args.warmup:
                 seconds[name].append(time.perf_counter() - start)
-    ratios = {
-        name: statistics.median(own / base for own, base in zip(times, seconds['scratch'], strict=True))
-        for name, times in seconds.items()
+    figures = {
+        name: {**record.summary(seconds[name]), 'ratio': median_ratio(seconds[name], seconds['scratch'])}
+        for name in variants
     }
-    return {name: {**record.summary(times), 'ratio': ratios[name]} for name, times in seconds.items()}
+    for name, figure in figures.items():
+        if whole := seconds.get(f'{name} to the end'):
+            figure['to_the_end'] = median_ratio(whole, seconds[name])
+    return figures
+
+
+def median_ratio(times: list[float], base: list[float]) -> float:
+    """The median of the ratios of every round."""
+    return statistics.median(own / other for own, other in zip(times, base, strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -107,7 +107,7 @@ class GraphModel(MultiTeacherSRModel):
             return super().make_step(net, iteration)
         outputs = {name: frozen.network(self.lq) for name, frozen in self.teachers.networks.items()}
         target = self.teachers.aggregator.network(self.teachers.stack(outputs))
-        return Step(lq=self.lq, gt=self.gt, student=output, target=target, teachers=outputs, iteration=iteration)
+        return Step(lq=self.lq, gt=self.gt, student=output, aggregated=target, teachers=outputs, iteration=iteration)
 
 
 def step_model(variant: str, student: str, folder: Path, device: str, train: Mapping[str, Any] | None = None) -> Any:

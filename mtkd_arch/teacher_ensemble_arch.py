@@ -1,6 +1,6 @@
 """The teachers of multi-teacher distillation and the target they agree on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from mtkd.checks import build, nearest, require_keys, require_known_keys
 from mtkd_arch.feature_maps import window_in
 from mtkd_arch.frozen_network import FrozenNetwork
 from mtkd_arch.named_network import named_network, with_named_network
+from mtkd_arch.teacher_outputs import TeacherOutputs
 from mtkd_arch.weights import load_weights, read_metadata, read_weights
 
 # key: (type, default, meaning); docs/options.md is written from these tables
@@ -103,9 +104,11 @@ class TeacherEnsemble(nn.Module):
         """The aggregator's input: teachers in the order of ``inputs``, (B, 3 * N, scale * H, scale * W)."""
         return torch.cat([outputs[name] for name in self.inputs], dim=1)
 
-    def outputs(self, lq: Tensor, known: Mapping[str, Tensor] | None = None) -> 'TeacherOutputs':
+    def outputs(
+        self, lq: Tensor, known: Mapping[str, Tensor] | None = None, asked: set[str] | None = None
+    ) -> TeacherOutputs:
         """Each teacher's output for ``lq``, computed when it is first asked for unless it is ``known``."""
-        return TeacherOutputs(self, lq, known or {})
+        return TeacherOutputs(self, lq, known, asked)
 
     @torch.no_grad()
     def target(self, outputs: Mapping[str, Tensor]) -> Tensor:
@@ -118,27 +121,6 @@ class TeacherEnsemble(nn.Module):
         """``lq`` (B, 3, H, W), RGB in [0, 1], to each teacher's output and ``target``: (B, 3, sH, sW), unclamped."""
         outputs = dict(self.outputs(lq))
         return {**outputs, 'target': self.target(outputs)}
-
-
-class TeacherOutputs(Mapping[str, Tensor]):
-    """Outputs by the teacher's name for one ``lq``; a teacher runs when its output is first asked for."""
-
-    def __init__(self, ensemble: TeacherEnsemble, lq: Tensor, known: Mapping[str, Tensor]) -> None:
-        self._ensemble, self._lq = ensemble, lq
-        self._known = {name: known[name] for name in ensemble.networks if name in known}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._known:
-            if name not in self._ensemble.networks:
-                raise KeyError(name)
-            self._known[name] = self._ensemble.run_teacher(name, self._lq)
-        return self._known[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ensemble.networks)
-
-    def __len__(self) -> int:
-        return len(self._ensemble.networks)
 
 
 def _check_name(name: Any) -> None:

@@ -62,6 +62,7 @@ class MultiTeacherSRModel(ResumableModel):
         self.distillers: nn.Module | None = None
         self.losses: dict[str, Tensor] = {}
         self.cached: dict[str, Tensor] = {}
+        self.outputs_asked: set[str] = set()  # teachers that have to run to their ends
         self.origin: dict[str, Any] = {}
         self.skipped: Tensor | None = None
         super().__init__(opt)
@@ -227,24 +228,24 @@ class MultiTeacherSRModel(ResumableModel):
             patch=self.patch,
             run_student=lambda lq: self.predict_in_training(net, lq),
             student_network=self.get_bare_model(net),
-            **self._teachers_part(bank),
+            **self._teachers_part(bank, probing=iteration == 0),
         )
 
-    def _teachers_part(self, bank: DistillerBank) -> dict[str, Any]:
+    def _teachers_part(self, bank: DistillerBank, probing: bool) -> dict[str, Any]:
         """What the teachers, or the cache of their outputs, contribute to a Step."""
         if self.teachers is None:
             cached = dict(self.cached)
-            return {'target': cached.pop('target', None), 'teachers': cached}
+            return {'aggregated': cached.pop('target', None), 'teachers': cached}
         networks = self.teachers.bare()
-        tapped = [name for name in networks if bank.taps_of(name)]
-        outputs = self.teachers.outputs(self.lq, {n: image for n, image in self.cached.items() if n not in tapped})
-        taps = {}
-        for name in tapped:
-            with record_taps(networks[name], bank.taps_of(name)) as features:
-                outputs[name]
-            taps |= {f'{name}/{path}': feature.float() for path, feature in features.items()}
+        outputs = self.teachers.outputs(self.lq, self.cached, self.outputs_asked)
+        run = outputs.probe if probing else outputs.features
+        taps = {
+            f'{name}/{path}': feature.float()
+            for name in networks
+            for path, feature in run(name, bank.taps_of(name)).items()
+        }
         return {
-            'target': self.cached['target'] if 'target' in self.cached else self.teachers.target(outputs),
+            'aggregated': self.cached.get('target', functools.partial(self.teachers.target, outputs)),
             'teachers': outputs,
             'teacher_taps': taps,
             'run_teacher': self.teachers.run_teacher,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -13,8 +14,9 @@ class Step:
     Args:
         lq, gt: input and ground truth.
         student: the student's output, with gradient.
-        target: the aggregated target (or the mean of the teachers); None without teachers, or where a cache lacks it.
-        teachers: each teacher's output by name.
+        aggregated: the aggregated target (or the mean of the teachers), or what computes it when ``target`` is first
+            asked for; None without teachers, or where a cache lacks it.
+        teachers: each teacher's output by name; a teacher may run no further than to its taps if nothing asks for it.
         student_taps: the student's tapped features by module path, with gradient.
         teacher_taps: the teachers' tapped features by ``<teacher>/<module path>``.
         iteration: current iteration, from 1; 0 while the distillers are being built.
@@ -29,7 +31,7 @@ class Step:
     lq: Tensor
     gt: Tensor
     student: Tensor
-    target: Tensor | None
+    aggregated: Tensor | Callable[[], Tensor] | None
     teachers: Mapping[str, Tensor] = field(default_factory=dict)
     student_taps: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_taps: Mapping[str, Tensor] = field(default_factory=dict)
@@ -40,3 +42,8 @@ class Step:
     run_teacher: Callable[[str, Tensor], Tensor] | None = None
     student_network: nn.Module | None = None
     teacher_networks: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @cached_property
+    def target(self) -> Tensor | None:
+        """The aggregated target, computed once."""
+        return self.aggregated() if callable(self.aggregated) else self.aggregated

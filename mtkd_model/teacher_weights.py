@@ -12,7 +12,7 @@ Teachers = Mapping[str, float] | str | None
 
 def available_outputs(step: Step) -> tuple[str, ...]:
     """What a term can compare with: the ``target``, unless a cache lacks it, and each teacher by name."""
-    return (*(['target'] if step.target is not None else []), *step.teachers)
+    return (*(['target'] if step.aggregated is not None else []), *step.teachers)
 
 
 def weights_of(teachers: Teachers, available: Collection[str], target: bool = False) -> dict[str, float]:

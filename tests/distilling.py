@@ -80,7 +80,7 @@ def step_of(term: Distiller, student: nn.Module, teachers: TeacherEnsemble, lq: 
         lq=lq,
         gt=image_batch(len(lq), 3, SCALE * lq.shape[-2], SCALE * lq.shape[-1], seed=2),
         student=output,
-        target=outputs.pop('target'),
+        aggregated=outputs.pop('target'),
         teachers=outputs,
         student_taps=student_taps,
         teacher_taps={f'{name}/{path}': value for name, tapped in taps.items() for path, value in tapped.items()},

@@ -30,7 +30,7 @@ def step_of(**changes: Any) -> Step:
         'lq': images(0.5, 2, 3, 2, 2),
         'gt': images(0.0),
         'student': images(0.5).requires_grad_(),
-        'target': images(0.75),
+        'aggregated': images(0.75),
         'teachers': {'edsr': images(0.25), 'rcan': images(1.5)},
     }
     return Step(**{**values, **changes})

@@ -77,6 +77,9 @@ def test_the_benchmark_measures_every_method_beside_the_scratch_step(tmp_path: P
     assert set(figures['methods']) == {'scratch', *SHIPPED}
     assert figures['methods']['scratch']['ratio'] == 1
     assert all(entry['median_s'] > 0 and entry['ratio'] > 0 for entry in figures['methods'].values())
+    early = {name for name, entry in figures['methods'].items() if 'to_the_end' in entry}
+    assert {'ATDistiller', 'FAKDDistiller'} <= early
+    assert not early & {'scratch', 'OutputDistiller', 'CrossKDDistiller'}  # they compare outputs
     assert {'date', 'commit', 'torch', 'device'} <= figures.keys()
 
 
