@@ -2,7 +2,8 @@
 
 Each distiller of the project is one variant: the student's L1 to the ground truth and that term. All variants take one
 step in turn, round after round, in one process; figures are medians and the median ratio to the scratch step of the
-same round. A method that needs no output of its teacher is also run with a teacher that computes it all the same. The teachers' and encoders' weights are random: a step's time does not depend on them.
+same round. A method that needs no output of its teacher is also run with a teacher that computes it all the same. The
+teachers' and encoders' weights are random: a step's time does not depend on them.
 """
 
 import argparse

@@ -47,13 +47,14 @@ class _Complete(Exception):
 
 @contextlib.contextmanager
 def record_taps(
-    network: nn.Module, paths: Iterable[str], stop_when_complete: bool = False
+    network: nn.Module, paths: Iterable[str], stop_when_complete: bool = False, repeated: set[str] | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """Fill the yielded mapping with the outputs of the modules at ``paths`` during the forward passes inside.
 
     Outputs are cloned: EDSR and RCAN add their long skip in place, right into what was tapped. A network wrapped in
     DistributedDataParallel is tapped at its bare module. Of several forward passes the last counts.
-    ``stop_when_complete`` ends the block as soon as every tap is there, without the rest of the forward pass.
+    ``stop_when_complete`` ends the block as soon as every tap is there, without the rest of the forward pass: then a
+    module that runs several times in one pass gives its first output. ``repeated`` takes the paths of such modules.
     """
     features: dict[str, Tensor] = {}
 
@@ -61,6 +62,8 @@ def record_taps(
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             if not isinstance(output, Tensor):
                 raise ValueError(f"tap '{path}' gives a {type(output).__name__}, not a tensor: tap a module inside it")
+            if repeated is not None and path in features:
+                repeated.add(path)
             features[path] = output.clone()
             if stop_when_complete and len(features) == len(modules):
                 raise _Complete

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from mtkd_arch.taps import record_taps
@@ -18,7 +17,7 @@ class TeacherOutputs(Mapping[str, Tensor]):
     Args:
         ensemble: the teachers.
         lq: (B, 3, H, W), RGB in [0, 1].
-        known: outputs by name, (B, 3, scale * H, scale * W), that need not be computed.
+        known: outputs by name, (B, 3, scale * H, scale * W), that need not be computed; of teachers without taps.
         asked: names of teachers whose outputs are asked for, added to; shared by the steps of a run, it tells
             :meth:`features` which teachers have to run to their ends.
     """
@@ -42,6 +41,9 @@ class TeacherOutputs(Mapping[str, Tensor]):
             self._known[name] = self._ensemble.run_teacher(name, self._lq)
         return self._known[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._ensemble.networks  # without running it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._ensemble.networks)
 
@@ -51,30 +53,23 @@ class TeacherOutputs(Mapping[str, Tensor]):
     def features(self, name: str, paths: Sequence[str]) -> dict[str, Tensor]:
         """The outputs of a teacher's modules at ``paths``, by path.
 
-        It runs to its end if its output has been asked for and is not known, else no further than to the last of them.
+        It runs to its end if its output has been asked for, else no further than to the last of them.
         """
-        return self._run(name, paths, name in self._asked and name not in self._known)
+        return self._run(name, paths, name in self._asked)
 
     def probe(self, name: str, paths: Sequence[str]) -> dict[str, Tensor]:
-        """``features`` from a whole pass, whose errors show; a module that runs several times marks the teacher.
+        """``features`` from a whole pass, whose errors show.
 
-        The output of such a teacher counts as asked for: of several outputs of a tapped module the last one counts.
+        The output of a teacher of which a tapped module runs several times counts as asked for: its last one counts.
         """
-        features = self._run(name, paths, whole=True)
-        if paths:
-            first = self._run(name, paths, whole=False)
-            if any(_far(first[path], feature) for path, feature in features.items()):
-                self._asked.add(name)
+        repeated: set[str] = set()
+        features = self._run(name, paths, True, repeated)
+        self._asked.update([name] if repeated else [])
         return features
 
-    def _run(self, name: str, paths: Sequence[str], whole: bool) -> dict[str, Tensor]:
-        if not paths and not whole:
+    def _run(self, name: str, paths: Sequence[str], whole: bool, repeated: set[str] | None = None) -> dict[str, Tensor]:
+        if not paths and (not whole or name in self._known):
             return {}
-        network = self._ensemble.networks[name].network
-        with record_taps(network, paths, stop_when_complete=not whole) as features:
-            self._known.setdefault(name, self._ensemble.run_teacher(name, self._lq))
+        with record_taps(self._ensemble.networks[name].network, paths, not whole, repeated) as features:
+            self._known[name] = self._ensemble.run_teacher(name, self._lq)
         return features
-
-
-def _far(one: Tensor, other: Tensor) -> bool:
-    return one.shape != other.shape or bool(torch.dist(one, other) > 0.01 * torch.linalg.vector_norm(other))

@@ -237,7 +237,9 @@ class MultiTeacherSRModel(ResumableModel):
             cached = dict(self.cached)
             return {'aggregated': cached.pop('target', None), 'teachers': cached}
         networks = self.teachers.bare()
-        outputs = self.teachers.outputs(self.lq, self.cached, self.outputs_asked)
+        # what a tapped teacher makes of the crop itself: methods that compare the two would see the rim in a cached one
+        known = {name: image for name, image in self.cached.items() if not bank.taps_of(name)}
+        outputs = self.teachers.outputs(self.lq, known, self.outputs_asked)
         run = outputs.probe if probing else outputs.features
         taps = {
             f'{name}/{path}': feature.float()

@@ -123,7 +123,7 @@ def test_the_same_command_gives_the_same_figures(network: Edsr, val: str) -> Non
 
 
 def test_the_json_says_what_was_measured_and_on_what(network: Edsr, val: str, elsewhere: Path) -> None:
-    results = evaluate('mine=net.pth', '--network', 'net.yml', '--set', val)
+    results = evaluate('mine=net.pth', '--network', 'net.yml', '--set', val, '--device', 'cpu')
     made, (row,) = results['circumstances'], results['networks']
     assert {'date', 'commit', 'torch', 'basicsr', 'mtkd', 'python', 'device', 'threads'} == made.keys()
     assert made['device'] == cpu_name()

@@ -128,12 +128,50 @@ def test_results_of_other_options_or_test_sets_are_refused_before_anything_is_ke
     assert not list((tmp_path / 'here').glob('**/*.json'))
 
 
+def test_of_what_several_files_hold_the_first_is_kept_and_other_networks_are_not(
+    place: Callable[..., tuple[int, list[str]]], tmp_path: Path
+) -> None:
+    for name in ('one', 'place2'):
+        assert place(name)[0] == 0
+    other = study_of(tmp_path / 'place2')
+    (clock,) = (each for each in other['results'] if each['clock'])
+    clock['iterations'] = 9
+    other['cache_seconds'] = dict.fromkeys(other['cache_seconds'], 1e6)
+    (tmp_path / 'place2/study.json').write_text(json.dumps(other))
+    strange = study_of(tmp_path / 'one')
+    strange['networks'] = {title: each | {'digest': 'of others'} for title, each in strange['networks'].items()}
+    (tmp_path / 'strange.json').write_text(json.dumps(strange))
+    files = [str(tmp_path / name) for name in ('strange.json', 'one/study.json', 'place2/study.json')]
+    assert place('both', '--from', *files, '--report')[0] == 0
+    both, one = study_of(tmp_path / 'both'), study_of(tmp_path / 'one')
+    assert {part: both[part] for part in ('results', 'networks', 'cache_seconds')} == {
+        part: one[part] for part in ('results', 'networks', 'cache_seconds')
+    }
+
+
+def test_without_the_data_nothing_is_called_foreign(
+    place: Callable[..., tuple[int, list[str]]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place('one')[0] == 0
+    capsys.readouterr()
+    moved = (data / 'train/LRbicx4.lmdb').rename(tmp_path / 'away')
+    try:
+        assert place('here', '--from', str(tmp_path / 'one/study.json'), '--report')[0] == 2
+    finally:
+        moved.rename(data / 'train/LRbicx4.lmdb')
+    told = capsys.readouterr().err
+    assert f'{data}/train/LRbicx4.lmdb' in told
+    assert 'without --from' not in told
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['--from', 'nowhere.json'], 'nowhere.json'),
         (['--from', 'empty.json'], 'empty.json: no study.json: KeyError'),
         (['--from', 'empty.json', '--list'], '--smoke and --list keep no results: leave --from out'),
+        (['--from', 'empty.json', '--redo', '*'], '--redo and --redo-stale repeat what --from keeps'),
+        (['--from', 'empty.json', '--redo-stale'], '--redo and --redo-stale repeat what --from keeps'),
         (['--from', 'empty.json', '--smoke'], '--smoke and --list keep no results: leave --from out'),
     ],
 )

@@ -150,13 +150,16 @@ def test_other_weights_or_images_are_another_run(tmp_path: Path) -> None:
 
 
 def test_an_lmdb_written_anew_on_other_pages_is_the_same(tmp_path: Path) -> None:
-    images = {name: np.full((9 + index, 9, 3), index, np.uint8) for index, name in enumerate('abc')}
+    images = {name: np.full((9, 9, 3), index, np.uint8) for index, name in enumerate('abc')}
     write_lmdb(tmp_path / 'one.lmdb', images, level=1)
     before = of_path(tmp_path / 'one.lmdb')
     with (tmp_path / 'one.lmdb/data.mdb').open('ab') as file:
         file.write(bytes(8192))  # pages that nothing lies on, as LMDB itself leaves them now and then
     assert of_path(tmp_path / 'one.lmdb') == before
-    write_lmdb(tmp_path / 'other.lmdb', {**images, 'c': np.zeros((9, 9, 3), np.uint8)}, level=1)
+    noise = np.random.default_rng(0).integers(256, size=(9, 9, 3), dtype=np.uint8)
+    write_lmdb(tmp_path / 'other.lmdb', {**images, 'c': noise}, level=1)
+    listings = [(tmp_path / f'{name}.lmdb/meta_info.txt').read_text() for name in ('one', 'other')]
+    assert listings[0] == listings[1]
     assert of_path(tmp_path / 'other.lmdb') != before
     lines = (tmp_path / 'one.lmdb/meta_info.txt').read_text().replace('(9,9,3)', '(9,9,1)')
     (tmp_path / 'one.lmdb/meta_info.txt').write_text(lines)

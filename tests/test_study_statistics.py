@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtkd_eval.study.report import gains_table, insert, to_markdown
+from mtkd_eval.study.paces import of_one_place
+from mtkd_eval.study.report import gains_table, insert, passes_of, relative_time, to_markdown
 from mtkd_eval.study.statistics import (
     Interval,
     best,
@@ -224,3 +225,37 @@ def test_a_page_is_changed_between_its_comments_alone() -> None:
     assert changed == page.replace('first', 'new')
     assert changed.startswith('# Results\n\nwords\n')
     assert changed.index('new') < changed.index('second')
+
+
+def test_times_of_steps_are_compared_on_a_machine_that_ran_both() -> None:
+    fast, slow = ({'trained_on': {'device': name}} for name in ('a fast one', 'a slow one'))
+    own = [result('kd', 0, [30], [27], step_seconds=time, **place) for time, place in ((0.2, fast), (2.0, slow))]
+    other = [result('scratch', seed, [30], [27], step_seconds=1.0 + seed, **slow) for seed in (0, 1)]
+    assert of_one_place(own, other) == (2.0, 1.0)
+    assert of_one_place(own[:1], other) is None
+    assert of_one_place(own[1:], [each | {'threads': 1} for each in other]) is None
+    assert of_one_place(own[1:], [each | {'step_seconds': None} for each in other]) is None
+    assert (relative_time(dict(enumerate(own)), dict(enumerate(other))), relative_time({0: own[0]}, {0: other[0]})) == (
+        '2.00',
+        '\N{EN DASH}',
+    )
+
+
+@pytest.mark.parametrize(
+    ('made', 'text'),
+    [
+        ([{}, {}], ''),
+        ([{'precision': 'float32'}] * 2, '; passes in float32'),
+        (
+            [{'precision': 'float32'}, {'precision': 'float32'}, {'precision': 'bfloat16'}],
+            '; passes of 2 in float32, 1 in bfloat16: a difference of two runs may hold that of their precisions',
+        ),
+        (
+            [{'precision': 'float32'}, {}],
+            '; passes of 1 in float32, 1 in a precision that was not noted: a difference of two runs may hold that of '
+            'their precisions',
+        ),
+    ],
+)
+def test_a_page_says_in_which_precision_the_passes_were(made: list[dict[str, str]], text: str) -> None:
+    assert passes_of(made) == text

@@ -16,6 +16,7 @@ from mtkd_model.multi_teacher_model import MultiTeacherSRModel
 
 Options = dict[str, Any]
 AT = {'type': 'ATDistiller', 'teachers': 'edsr'}
+PARTS = {'accumulate': 2}
 KD = {'type': 'OutputDistiller', 'teacher': 'edsr', 'loss': {'type': 'L1Loss'}}
 
 
@@ -64,22 +65,26 @@ def test_the_target_is_computed_only_for_a_term_that_asks_for_it_and_once(option
     assert sorted(runs[1]) == sorted([*once.teachers.networks, 'aggregator'])
 
 
-def test_a_tapped_teacher_with_its_output_in_the_cache_stops_at_its_last_tap(options: Options, tmp_path: Path) -> None:
+def test_a_tapped_teacher_gives_features_and_output_of_the_crop_though_a_cache_has_its_images(
+    options: Options, tmp_path: Path
+) -> None:
     options['train']['distill'] = {'at': AT, 'kd': KD}
     model = made(cached(options, tmp_path, '--stores', 'edsr'))
     begun, ended = watched(model.teachers)
-    data = {**batch(), 'cached_edsr': torch.rand(2, 3, 64, 64)}
-    stepped(model, data)
-    assert (begun, ended) == (['edsr'], [])
-    torch.testing.assert_close(model.losses['l_kd'], (model.output.detach() - data['cached_edsr']).abs().mean())
+    data = batch()
+    stepped(model, {**data, 'cached_edsr': torch.rand(2, 3, 64, 64)})
+    assert begun == ended == ['edsr']
+    expected = (model.output.detach() - model.teachers.run_teacher('edsr', data['lq'])).abs().mean()
+    torch.testing.assert_close(model.losses['l_kd'], expected)
 
 
-def test_taps_and_losses_with_parts_of_a_batch_are_the_same(options: Options) -> None:
-    options['train']['accumulate'] = 2
-    model = with_terms(options, at=AT, hint=HINT)
-    begun, ended = watched(model.teachers)
-    stepped(model, batch())
+def test_a_batch_in_parts_has_the_losses_of_the_whole_with_teachers_that_stop_early(options: Options) -> None:
+    whole, parts = with_terms(options, hint=HINT), with_terms({**options, 'train': options['train'] | PARTS}, hint=HINT)
+    begun, ended = watched(parts.teachers)
+    for model in (whole, parts):
+        stepped(model, batch())
     assert (begun, ended) == (['edsr', 'rcan'] * 2, [])
+    assert parts.get_current_log() == pytest.approx(whole.get_current_log(), rel=1e-5)
 
 
 class Twice(nn.Module):
@@ -111,7 +116,8 @@ def test_an_output_that_is_asked_for_late_is_computed_all_the_same_and_later_in_
     assert torch.equal(later.features('edsr', ['body'])['body'], features['body'])
     assert torch.equal(later['edsr'], output)
     assert ended == ['edsr', 'edsr']
-    assert 'other' not in later
+    asked.clear()
+    assert ('rcan' in later, 'other' in later, asked) == (True, False, set())
 
 
 def test_a_module_that_runs_twice_is_tapped_at_its_last_output(ensemble: TeacherEnsemble) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mtkd_data.whole_files import write_atomically
 from mtkd_eval.study.grid import CACHE_PART, Grid, Run, cache_options, clock_cells, clock_iterations
+from mtkd_eval.study.paces import of_one_place
 from mtkd_eval.study.running import Study
 
 
@@ -13,15 +14,15 @@ def clock_plan(study: Study, planned: Sequence[Run], keep: bool) -> dict[tuple[s
     """(student, method) -> steps at equal time, of the cells whose times are known.
 
     Times vary from run to run, so a number once planned stays: in ``clock.json``, written if ``keep``. A cell waits
-    until all its runs, and those of the method it is compared with, are there.
+    until all its runs, and those of the method it is compared with, are there, and one machine has run some of both.
     """
     begun = _planned_before(study)
     found = {}
     for student, method in clock_cells(study.grid):
-        pace, of_like = (pace_of(study, planned, student, name) for name in (method, study.grid.wall_clock['like']))
-        known = begun.get(f'{student}-{method}')
-        if known or (pace and of_like):
-            found[student, method] = known or clock_iterations(study.grid, student, pace, of_like)
+        cells = [_finished(study, planned, student, name) for name in (method, study.grid.wall_clock['like'])]
+        known, times = begun.get(f'{student}-{method}'), of_one_place(*cells)
+        if known or times:
+            found[student, method] = known or clock_iterations(study.grid, student, *times)
     if keep:
         keep_clock_plan(study, found)
     return found
@@ -39,11 +40,10 @@ def _planned_before(study: Study) -> dict[str, int]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def pace_of(study: Study, planned: Sequence[Run], student: str, method: str) -> float | None:
-    """Seconds of a step of the fastest seed; None until all of them are done."""
+def _finished(study: Study, planned: Sequence[Run], student: str, method: str) -> list[dict[str, Any]]:
+    """The results of a method on a student; none until all of them are there."""
     results = [study.result_of(run) for run in planned if (run.student, run.method) == (student, method)]
-    times = [result['step_seconds'] if result else None for result in results]
-    return min(times) if times and None not in times else None
+    return [result for result in results if result] if None not in results else []
 
 
 def as_study(study: Study, planned: Sequence[Run], timed: Sequence[Run]) -> dict[str, Any]:

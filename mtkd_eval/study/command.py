@@ -224,6 +224,8 @@ def run(given: argparse.Namespace) -> dict[str, str]:
         raise ValueError('--smoke makes no figures to keep: leave --page and --json out')
     if given.others and (given.smoke or given.list):
         raise ValueError('--smoke and --list keep no results: leave --from out')
+    if given.others and (given.redo or given.redo_stale):
+        raise ValueError('--redo and --redo-stale repeat what --from keeps: one after the other, please')
     for path in (given.page, given.json):
         if path is not None:
             check_place(path)
@@ -245,7 +247,8 @@ def run(given: argparse.Namespace) -> dict[str, str]:
         return {}
     failures = {}
     if given.report and given.others:
-        prepare_data(grid)  # what results are of is told by their data
+        prepare_data(grid)  # what results are of is told by their data and weights
+        _refuse_missing(study, planned, planned, None)
         folder.mkdir(parents=True, exist_ok=True)
         with only_run(folder):
             _take_over(study, planned, given.others)

@@ -16,6 +16,8 @@ def read_study(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
         to_markdown(content)
+        for each in (*content['results'], *content['networks'].values()):
+            each['digest'], each['test_sets']
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f'{path}: no study.json: {type(error).__name__}: {error}') from error
     return content
@@ -25,14 +27,15 @@ def take_over(study: Study, planned: Sequence[Run], files: Iterable[Path]) -> in
     """Keep what ``files`` hold of ``planned``, of the runs at equal time, and of networks, where the study has none.
 
     Returns how many results were kept. What has been begun here is left alone, and so is what the grid does not plan,
-    and what ran at equal time for another number of steps than are planned here.
+    and what ran at equal time for another number of steps than are planned here. Of what several files hold the first
+    one's is kept.
     The files' networks are not there: a run that needs one trained elsewhere trains it again. Raises ValueError,
     before anything is written, where a result is of other options, weights, images or test sets than the grid's.
     """
     contents = {path: read_study(path) for path in files}
     steps = {
         (each['student'], each['method']): each['iterations']
-        for content in contents.values()
+        for content in reversed(contents.values())
         for each in content['results']
         if each['clock'] and (each['student'], each['method']) in clock_cells(study.grid)
     }
@@ -55,14 +58,13 @@ def take_over(study: Study, planned: Sequence[Run], files: Iterable[Path]) -> in
     new = {run.name: (run, result) for run, result in reversed(found) if not study.is_begun(run)}
     for run, result in new.values():
         study.keep_result(run, result)
-    measured, timed = study.networks(), study.cache_seconds()
     for content in contents.values():
         for title, network in content['networks'].items():
-            if title in study.grid.networks and title not in measured:
+            if title in study.grid.networks and title not in study.networks() and study.fits(title, network):
                 study.keep_network(title, network)
         digests = [each['digest'] for each in content['networks'].values()]
         for name, seconds in content.get('cache_seconds', {}).items():
-            wanted = name in study.grid.caches and name not in timed
+            wanted = name in study.grid.caches and name not in study.cache_seconds()
             if wanted and any(each.startswith(f'{cache_digest(study.grid, name)}:') for each in digests):
                 study.keep_cache_seconds(name, seconds)
     return len(new)

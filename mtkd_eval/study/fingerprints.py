@@ -28,13 +28,13 @@ def of_path(path: Path) -> str:
     if path.is_file():
         return _of_state(_of_file, path)
     names: list[str] = []
-    for file in sorted(path.rglob('*')):
+    for file in sorted(each for each in path.rglob('*') if each.is_file()):
         place = file.relative_to(path).as_posix()
         if file.name == LISTING:
             names.append(file.read_text())
         elif file.name == 'data.mdb':
             names.append(f'{place} {_of_state(_of_lmdb, file)}')
-        elif file.is_file() and file.name != 'lock.mdb':
+        elif file.name != 'lock.mdb':
             names.append(f'{place} {file.stat().st_size}')
     return hashlib.sha256('\n'.join(names).encode()).hexdigest()
 

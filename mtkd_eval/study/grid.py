@@ -46,7 +46,7 @@ class Run:
     clock: bool = False  # given the time of another method instead of its steps
 
     def digest(self) -> str:
-        """SHA-256 of everything that decides the result: options, weights, images."""
+        """SHA-256 of what decides the result: options, weights, images; not the machine, which ``auto`` depends on."""
         own = [self.options, self.iterations, self.seed, self.cache, self.basis]
         return _digest([*own, fingerprints(self.options)])
 

@@ -1,9 +1,11 @@
 """A study as a page: every figure from its JSON file, none typed."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from mtkd_eval.study.paces import of_one_place, paces
 from mtkd_eval.study.statistics import (
     Interval,
     best,
@@ -19,6 +21,7 @@ from mtkd_eval.study.statistics import (
 from mtkd_eval.tables import count
 
 COMPARED_TARGETS = 2
+UNKNOWN = 'a precision that was not noted'
 NONE = '–'  # noqa: RUF001  the dash of tables
 
 
@@ -55,14 +58,21 @@ def introduction(study: Mapping[str, Any]) -> str:
     machines, versions = ({each[key] for each in made} for key in ('device', 'torch'))
     codes = {(code_of(each) or 'unknown').removesuffix('-dirty') for each in made}
     jobs = {f'{each.get("jobs", 1)} at a time on {each["threads"]} threads' for each in study['results']}
-    passes = sorted({each['precision'] for each in made if 'precision' in each})
-    devices = [', '.join(sorted(machines)), *([f'passes in {", ".join(passes)}'] if passes else [])]
     text.append(
-        f'Trained on: {"; ".join(devices)}; torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; '
-        f'code of {", ".join(sorted(codes))}. '
+        f'Trained on: {" and ".join(sorted(machines))}{passes_of(made)}; '
+        f'torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; code of {", ".join(sorted(codes))}. '
         'The time of a step leaves out what was made once: caches and aggregators.'
     )
     return '\n'.join(text)
+
+
+def passes_of(made: Sequence[Mapping[str, Any]]) -> str:
+    """The precision of the passes, as far as it was noted."""
+    counts = Counter(each.get('precision', UNKNOWN) for each in made)
+    if len(counts) == 1:
+        return ''.join(f'; passes in {name}' for name in counts if name != UNKNOWN)
+    listed = ', '.join(f'{number} in {name}' for name, number in counts.most_common())
+    return f'; passes of {listed}: a difference of two runs may hold that of their precisions'
 
 
 def code_of(made: Mapping[str, Any]) -> str | None:
@@ -230,7 +240,7 @@ def caches_made(study: Mapping[str, Any]) -> str:
     """What equal time leaves out: how long the caches took, in steps of the reference with the first student too."""
     student, title = next(iter(study['students'].items()))
     cell = by_seed(study['results'], student, study['reference'])
-    step = fastest_step(cell)
+    step = min(paces(cell.values()).values(), default=None)
     if not step:
         return ''
     lines = [
@@ -242,14 +252,9 @@ def caches_made(study: Mapping[str, Any]) -> str:
 
 
 def relative_time(cell: Mapping[int, Mapping[str, Any]], control: Mapping[int, Mapping[str, Any]]) -> str:
-    """Seconds of a step in units of the reference's."""
-    own, others = fastest_step(cell), fastest_step(control)
-    return f'{own / others:.2f}' if own and others else NONE
-
-
-def fastest_step(cell: Mapping[int, Mapping[str, Any]]) -> float | None:
-    """Seconds of a step of the fastest seed: other work can only slow one down."""
-    return min((each['step_seconds'] for each in cell.values() if each['step_seconds']), default=None)
+    """Seconds of a step in units of the reference's, on a machine that ran both."""
+    times = of_one_place(cell.values(), control.values())
+    return f'{times[0] / times[1]:.2f}' if times else NONE
 
 
 def within(found: Interval) -> str:

@@ -228,8 +228,11 @@ class Study:
     def _network(self, title: str) -> dict[str, Any] | None:
         place = self._network_file(title)
         found = json.loads(place.read_text()) if place.is_file() else None
-        current = found and (found['digest'], found['test_sets']) == (self._network_digest(title), self.test_sets)
-        return found if current else None
+        return found if found and self.fits(title, found) else None
+
+    def fits(self, title: str, found: Mapping[str, Any]) -> bool:
+        """Whether ``found`` was measured of the network of that title as the grid has it, on these test sets."""
+        return (found['digest'], found['test_sets']) == (self._network_digest(title), self.test_sets)
 
     def _network_digest(self, title: str) -> str:
         cache, _, part = self.grid.networks[title].partition(':')

@@ -53,8 +53,9 @@ def train(root: str, option_file: str) -> None:
     experiment.parent.mkdir(parents=True, exist_ok=True)
     with only_run(experiment):
         _train(root, option_file)
-    device = choose_device(None, 0)
-    dtype = DTYPES[resolve_precision(read_option(Path(option_file))['train'].get('amp'), device)]
+    options = read_option(Path(option_file))
+    device = choose_device('cpu' if options.get('num_gpu') == 0 else None, 0)  # as BasicSR chooses
+    dtype = DTYPES[resolve_precision(options['train'].get('amp'), device)]
     made = {**circumstances(device), 'precision': str(dtype or torch.float32).removeprefix('torch.')}
     write_atomically(experiment / TRAINED_ON, json.dumps(made).encode())
 
