@@ -84,13 +84,17 @@ class Walk:
         if node.tag == f'{STANDARD}merge':
             self._problem(join(path, '<<'), node, "BasicSR's loader knows no merging by <<: write the keys out")
             return '<<'
-        return self._scalar(node, join(path, node.value))
+        return self._scalar(node, join(path, _printable(node.value)))
 
     def _place(self, path: str, key: Node, item: Node) -> None:
         text = item.value if isinstance(item, ScalarNode) and item.style is None else None
         self.file.places[path] = Place(key.start_mark.line + 1, text)
 
     def _scalar(self, node: ScalarNode, path: str) -> Any:
+        if (text := _printable(node.value)) != node.value:
+            halved, node.value = node.value, text
+            self._problem(path, node, f'{path} holds half a character, {shown(halved)}: write the whole one, unescaped')
+            return text
         if node.tag == PLUGIN_TAG:
             return mtkd.__version__
         if node.tag not in PLAIN_TAGS:
@@ -106,6 +110,9 @@ class Walk:
                 path, node, f'{path} is {shown(node.value)}, which YAML 1.1 takes for something it is not: {error}'
             )
             return None
+        except (AttributeError, LookupError):  # how PyYAML fails for a tag that does not fit
+            self._problem(path, node, f'{path} is {shown(node.value)}, which is no {node.tag.replace(STANDARD, "!!")}')
+            return None
         for message in _surprises(node, path, value):
             self._problem(path, node, message)
         return value
@@ -114,6 +121,10 @@ class Walk:
         given = node.value if isinstance(node, ScalarNode) else None
         where = f'{self.file.path}:{node.start_mark.line + 1}'
         self.file.problems.append(Problem(path, message, given, where=where))
+
+
+def _printable(text: str) -> str:
+    return text.encode('utf-8', 'backslashreplace').decode()  # halves of characters, as \\ud800 gives them, escaped
 
 
 def _too_large(path: str) -> str:
