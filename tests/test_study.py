@@ -9,6 +9,7 @@ import yaml
 from conftest import AGGREGATOR, write_option
 
 from mtkd_eval.plots.gains import read_gains
+from mtkd_eval.record import cpu_name
 from mtkd_eval.study import command, running
 from mtkd_eval.study.command import main
 from mtkd_eval.study.running import Study, call, step_seconds, visible_devices
@@ -95,7 +96,7 @@ def test_a_study_runs_is_resumed_and_written_up(
     assert set(study['networks']) == {'the EDSR teacher', 'the target'}
     assert study['networks']['the target']['parameters'] > study['networks']['the EDSR teacher']['parameters']
     assert {each['trained_on']['precision'] for each in study['results']} == {'float32'}
-    assert '; passes in float32; torch' in page.read_text()
+    assert f'Trained on: {cpu_name()}; passes in float32; torch' in page.read_text()
     assert all(each['step_seconds'] > 0 for each in study['results'] if each['iterations'] > 1)  # one step has no pace
     assert '## Equal wall-clock' in page.read_text()
     assert all(seconds > 1 for seconds in study['cache_seconds'].values())  # a process that imports torch
