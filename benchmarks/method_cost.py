@@ -1,4 +1,4 @@
-"""What each method's step costs beside a step without a teacher, at the quickstart's sizes (EDSR by EDSR, x4).
+"""What each method's step costs beside a step without a teacher: the quickstart's student by a small EDSR, x4.
 
 Each distiller of the project is one variant: the student's L1 to the ground truth and that term. All variants take one
 step in turn, round after round, in one process; figures are medians and the median ratio to the scratch step of the

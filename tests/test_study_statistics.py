@@ -210,6 +210,10 @@ def test_targets_stand_against_their_best_teacher_and_the_first_two_targets() ->
 def test_the_page_names_the_code_that_trained() -> None:
     made = [{**each, 'trained_on': MADE | {'commit': commit}} for each, commit in zip(RESULTS, 'aabbaab', strict=True)]
     assert '; code of a, b. ' in to_markdown(study(results=made))
+    made[1:3] = [{**each, 'trained_on': MADE | {'commit': 'a-dirty'}} for each in made[1:3]]
+    assert '; code of a, b (2 of 7 runs with changes to it that were not committed). ' in to_markdown(
+        study(results=made)
+    )
     assert '; code of unknown. ' in to_markdown(study())
 
 

@@ -21,6 +21,7 @@ from mtkd_eval.study.statistics import (
 from mtkd_eval.tables import count
 
 COMPARED_TARGETS = 2
+DIRTY = '-dirty'
 UNKNOWN = 'a precision that was not noted'
 NONE = '–'  # noqa: RUF001  the dash of tables
 
@@ -56,11 +57,10 @@ def introduction(study: Mapping[str, Any]) -> str:
     ]
     made = [each.get('trained_on') or each['circumstances'] for each in study['results']]
     machines, versions = ({each[key] for each in made} for key in ('device', 'torch'))
-    codes = {(code_of(each) or 'unknown').removesuffix('-dirty') for each in made}
     jobs = {f'{each.get("jobs", 1)} at a time on {each["threads"]} threads' for each in study['results']}
     text.append(
         f'Trained on: {" and ".join(sorted(machines))}{passes_of(made)}; '
-        f'torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; code of {", ".join(sorted(codes))}. '
+        f'torch {", ".join(sorted(versions))}; {", ".join(sorted(jobs))}; code of {codes_of(made)}. '
         'The time of a step leaves out what was made once: caches and aggregators.'
     )
     return '\n'.join(text)
@@ -73,6 +73,14 @@ def passes_of(made: Sequence[Mapping[str, Any]]) -> str:
         return ''.join(f'; passes in {name}' for name in counts if name != UNKNOWN)
     listed = ', '.join(f'{number} in {name}' for name, number in counts.most_common())
     return f'; passes of {listed}: a difference of two runs may hold that of their precisions'
+
+
+def codes_of(made: Sequence[Mapping[str, Any]]) -> str:
+    """The commits, and how many runs were made by something else than what these hold."""
+    codes = [code_of(each) or 'unknown' for each in made]
+    changed = sum(code.endswith(DIRTY) for code in codes)
+    listed = ', '.join(sorted({code.removesuffix(DIRTY) for code in codes}))
+    return listed + (f' ({changed} of {len(codes)} runs with changes to it that were not committed)' if changed else '')
 
 
 def code_of(made: Mapping[str, Any]) -> str | None:
