@@ -7,7 +7,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from mtkd.checks import nearest
-from mtkd_arch.hierarchical_arch import HierarchicalSR
+from mtkd_arch.hierarchical_arch import HierarchicalSR, upsampled
 from mtkd_arch.taps import record_taps
 from mtkd_arch.weights import read_weights
 from mtkd_model.multi_teacher_model import MultiTeacherSRModel
@@ -23,7 +23,8 @@ class HierarchicalModel(MultiTeacherSRModel):
     HKDSR (Neurocomputing 554:126592, 2023, https://doi.org/10.1016/j.neucom.2023.126592) pre-trains its teacher with
     intermediate upsampling layers; the loss is ours. ``pixel_opt: {type: L1Loss}`` is the term of the output,
     ``train.heads_weight`` (default 1) the factor of the heads', logged as ``l_heads``. ``path.pretrain_network_g`` may
-    name weights of the network without heads, which then start anew: a published teacher needs the heads only.
+    name weights of the network without heads, which then start anew: a published teacher needs the heads only, and
+    ``network_g.frozen: true`` trains them alone.
 
     Raises ValueError for a ``network_g`` of another type, ``train.distill`` and a ``heads_weight`` not above zero.
     """
@@ -46,7 +47,7 @@ class HierarchicalModel(MultiTeacherSRModel):
         network = self.get_bare_model(self.net_g)
         with record_taps(network, network.tap_paths) as features:
             losses = super().compute_losses(iteration)
-        images = network.intermediate(features, *self.lq.shape[-2:])
+        images = network.intermediate(features, upsampled(self.lq, network.upscale))
         return {**losses, 'l_heads': self.heads_weight * sum((image - self.gt).abs().mean() for image in images)}
 
     def load_network(

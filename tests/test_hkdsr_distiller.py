@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import pywt
 import torch
+import torch.nn.functional as F
 from conftest import REPO, build_arch, scratch, small_network
 from distilling import built_step, ensemble, image_batch, reached, student_of
 from torch import nn
 
-from mtkd_arch.hierarchical_arch import HierarchicalSR, strip_heads
+from mtkd_arch.hierarchical_arch import HierarchicalSR, image_of, strip_heads, upsampled
 from mtkd_arch.weights import read_weights
 from mtkd_loss.frequency_similarity_loss import FrequencySimilarity, band_similarity
 from mtkd_model.distiller_bank import DistillerBank, trainable
@@ -77,13 +78,14 @@ def test_any_size_gives_images_of_four_times_the_size(name: str, size: tuple[int
     assert {tuple(image.shape) for image in (output, *images)} == {(1, 3, 4 * size[0], 4 * size[1])}
 
 
-def test_the_images_are_those_of_the_features_before_the_long_skip_is_added() -> None:
+def test_the_images_add_details_from_before_the_long_skip_to_the_upsampled_lq() -> None:
     network = build_arch(hierarchical('edsr'))
     lq = image_batch(1, 3, 8, 8)
+    base = F.interpolate(lq, scale_factor=4, mode='bicubic')
     x = network.network.conv_first((lq - network.network.mean) * 255)
     expected = []
     for block, head in zip((0, 2, 3), network.heads, strict=True):  # 4 blocks: 4/3, 8/3, 12/3 rounded
-        expected.append(head(network.network.body[: block + 1](x)))
+        expected.append(base + F.pixel_shuffle(head[0](network.network.body[: block + 1](x)), 4) / 255)
     for image, own in zip(network.forward_all(lq)[1], expected, strict=True):
         torch.testing.assert_close(image, own)
     assert network.taps == ('body.0', 'body.2', 'body.3')
@@ -93,8 +95,9 @@ def test_the_images_of_a_padded_transformer_are_its_tokens_laid_out_by_rows() ->
     network = build_arch(hierarchical('swinir'))
     tokens = torch.rand(1, 16 * 24, 16)  # 13 x 20, padded to windows of 8
     laid_out = torch.stack([tokens[:, 24 * row : 24 * row + 24] for row in range(16)], dim=1).permute(0, 3, 1, 2)
-    expected = network.heads[0](laid_out)[..., : 4 * 13, : 4 * 20]
-    images = network.intermediate(dict.fromkeys(network.tap_paths, tokens), 13, 20)
+    base = torch.rand(1, 3, 4 * 13, 4 * 20)
+    expected = base + network.heads[0](laid_out)[..., : 4 * 13, : 4 * 20]
+    images = network.intermediate(dict.fromkeys(network.tap_paths, tokens), base)
     torch.testing.assert_close(images[0], expected)
 
 
@@ -117,14 +120,26 @@ def test_a_network_that_cannot_have_these_heads_is_refused(change: dict[str, Any
 @pytest.mark.parametrize('name', DEEP)
 def test_images_begin_in_the_range_of_images_whatever_the_range_inside(name: str) -> None:
     network = build_arch(hierarchical(name))
-    for image in network.forward_all(image_batch(2, 3, 8, 8))[1]:
-        assert 0.2 < image.mean() < 0.7  # the mean of natural images is added
-        assert image.abs().max() < 5
+    lq = image_batch(2, 3, 8, 8)
+    for image in network.forward_all(lq)[1]:
+        assert (image - upsampled(lq, 4)).abs().max() < 5
     head = network.heads[0]
     head[0].weight.data.zero_()
     head[0].bias.data.fill_(network.network.img_range)
-    expected = 1 + torch.tensor([0.4488, 0.4371, 0.4040])
-    torch.testing.assert_close(head(torch.zeros(1, head[0].in_channels, 2, 2))[0, :, 3, 3], expected)
+    feature, grey = torch.zeros(1, head[0].in_channels, 8, 8), torch.full((1, 3, 32, 32), 0.25)
+    torch.testing.assert_close(image_of(head, feature, grey, 1), torch.full((1, 3, 32, 32), 1.25))
+
+
+def test_the_heads_of_a_frozen_network_learn_alone() -> None:
+    network = build_arch({**hierarchical('swinir'), 'frozen': True})
+    assert trainable(network) == list(network.heads.parameters())
+    assert network.train() is network
+    assert network.training
+    assert network.heads.training
+    assert not any(part.training for part in network.network.modules())  # no stochastic depth
+    sum(image.mean() for image in network.forward_all(image_batch(1, 3, 8, 8))[1]).backward()
+    assert reached(network) == {name for name, _ in network.named_parameters() if name.startswith('heads.')}
+    assert list(network.state_dict()) == list(build_arch(hierarchical('swinir')).state_dict())
 
 
 # heads come off
@@ -195,6 +210,18 @@ def test_a_published_teacher_needs_its_heads_trained_only(first_stage: dict[str,
     assert torch.equal(model.net_g_ema.network.conv_first.weight, plain.conv_first.weight)
     torch.save({'params': model.net_g.state_dict()}, tmp_path / 'edsr.pth')
     assert torch.equal(made(first_stage).net_g.heads[0][0].weight, model.net_g.heads[0][0].weight)
+
+
+def test_the_first_stage_leaves_a_frozen_network_as_it_was(first_stage: dict[str, Any]) -> None:
+    first_stage['network_g']['frozen'] = True
+    model = made(first_stage)
+    before = copy.deepcopy(model.net_g.state_dict())
+    model.feed_data({'lq': image_batch(2, 3, 9, 7), 'gt': image_batch(2, 3, 36, 28, seed=4)})
+    model.optimize_parameters(1)
+    after = model.net_g.state_dict()
+    assert {name for name in after if not torch.equal(before[name], after[name])} == {
+        name for name in after if name.startswith('heads.')
+    }
 
 
 @pytest.mark.parametrize(
@@ -308,7 +335,8 @@ def test_the_losses_are_those_of_the_formulas(lq: torch.Tensor) -> None:
     student, teachers = student_of('edsr'), ensemble(one=hierarchical('edsr'), two=hierarchical('rcan'))
     term = HKDSRDistiller({'one': 0.25, 'two': 0.5}, None, 2.0, 3.0, 5.0, 7.0, loss_weight=0.1)
     step = built_step(term, student, teachers, lq)
-    images = [head(step.student_taps[path]) for head, path in zip(term.heads, term.student_taps, strict=True)]
+    pairs = zip(term.heads, term.student_taps, strict=True)
+    images = [upsampled(lq, 4) + head(step.student_taps[path]) for head, path in pairs]
     images = [image.detach().double().numpy() for image in images]
     gt = step.gt.double().numpy()
     expected = {'heads': 5 * sum(np.abs(image - gt).mean() for image in images), 'acf': 0, 'fsm': 0, 'fusion': 0}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd_arch.default_taps import body_taps
-from mtkd_arch.hierarchical_arch import HierarchicalSR, UpsamplingHead, image_of
+from mtkd_arch.hierarchical_arch import HierarchicalSR, UpsamplingHead, image_of, upsampled
 from mtkd_loss.frequency_similarity_loss import FrequencySimilarity
 from mtkd_model.distillers.base import DISTILLER_REGISTRY, Distiller
 from mtkd_model.lq_maps import STUDENT, student_map, windows
@@ -38,7 +38,7 @@ class HKDSRDistiller(Distiller):
     was not readable to us, so all formulas are ours:
 
     - ``heads``: ``mean|S_k - G|``. The student's heads are a convolution and a pixel shuffle at 1/3, 2/3 and 3/3 of its
-      body; they live here, so the student that is saved has none.
+      body, added to the bicubic LQ; they live here, so the student that is saved has none.
     - ``acf``: ``mean|S_k - F_k|`` with ``F_k = w * T_k + (1 - w) * G``, detached: see :class:`AdaptiveFusion`.
     - ``fsm``: ``mean|M(S_k, G) - M(T_k, G)|``, see :class:`FrequencySimilarity`.
     - ``fusion``: ``mean|F_k - G|``, which trains the fusion alone. It pulls w to 0 in the long run, and the target F_k
@@ -94,14 +94,14 @@ class HKDSRDistiller(Distiller):
         self.fusions = nn.ModuleDict({name: nn.ModuleList(AdaptiveFusion() for _ in maps) for name in self.teachers})
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        size = step.lq.shape[-2:]
+        base = upsampled(step.lq, step.scale)
         images = [
-            image_of(head, step.student_taps[path], *size, self.window)
+            image_of(head, step.student_taps[path], base, self.window)
             for head, path in zip(self.heads, self.student_taps, strict=True)
         ]
         losses = {'heads': sum(_distance(image, step.gt) for image in images), 'acf': 0, 'fsm': 0, 'fusion': 0}
         for name, weight in self.teachers.items():
-            pairs = zip(images, _images_of_teacher(step, name), self.fusions[name], strict=True)
+            pairs = zip(images, _images_of_teacher(step, name, base), self.fusions[name], strict=True)
             for image, target, fusion in pairs:
                 fused = fusion(target, step.gt)
                 losses['acf'] += weight * _distance(image, fused.detach())
@@ -125,7 +125,7 @@ def _taps_of(teacher: nn.Module, name: str) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def _images_of_teacher(step: Step, name: str) -> list[Tensor]:
+def _images_of_teacher(step: Step, name: str, base: Tensor) -> list[Tensor]:
     teacher = step.teacher_networks[name]
     features = {path: step.teacher_taps[f'{name}/{path}'] for path in teacher.tap_paths}
-    return [image.to(step.gt.dtype) for image in teacher.intermediate(features, *step.lq.shape[-2:])]
+    return [image.to(step.gt.dtype) for image in teacher.intermediate(features, base)]

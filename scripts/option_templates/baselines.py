@@ -21,7 +21,8 @@ HKDSR_TEACHER = (
     'HKDSR (Neurocomputing 554:126592, 2023), first stage: {student} teacher x{scale} with heads that turn the '
     'features after 1/3, 2/3 and 3/3 of its body into images: L1 of output and heads to the ground truth.',
     'Departures: known to us by its abstract; form and places of the heads are ours. The network starts from published '
-    'weights and trains on with its new heads, so this teacher differs a little from that of the other methods.',
+    'weights and trains on with its new heads, so this teacher differs a little from that of the other methods; '
+    '`frozen: true` in network_g would leave it as published and train the heads alone, in far fewer steps.',
 )
 MAMBALITE = (
     'MambaLiteSR (Aalishah et al., 2025, arXiv 2502.14090): its student x{scale} with its loss, which is KD of convex '
