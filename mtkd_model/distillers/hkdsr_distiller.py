@@ -48,7 +48,7 @@ class HKDSRDistiller(Distiller):
         teachers: name, name -> weight, or None for all with equal weight; every one a HierarchicalSR.
         student_taps: module paths, one per head of a teacher; None takes the ends of as many equal parts of the body.
         acf_weight, fsm_weight, heads_weight, fusion_weight: factors of the losses.
-        loss_weight: factor of all of them.
+        loss_weight: factor of all of them; 0.1 is ours, the best of 0.1, 0.3 and 1 (docs/results.md).
 
     Raises ValueError for a teacher without heads, for teachers whose numbers of heads differ or do not match
     ``student_taps``, and for a tap that is not of the size of LQ.
@@ -62,7 +62,7 @@ class HKDSRDistiller(Distiller):
         fsm_weight: float = 1.0,
         heads_weight: float = 1.0,
         fusion_weight: float = 1.0,
-        loss_weight: float = 1.0,
+        loss_weight: float = 0.1,
     ) -> None:
         super().__init__(loss_weight)
         self.choice, self.student_taps = teachers, tuple(student_taps or ())

@@ -149,8 +149,7 @@ mkd:  # taps: null takes 1/3, 2/3, 3/3 of both bodies
             'HKDSR (Neurocomputing 554:126592, 2023), second stage: {student} student x{scale}: L1 to the '
             "ground truth + intermediate images against the teacher's, in the image and in their frequencies. "
             "Train the teacher's heads first: train_{teacher}_x{scale}_hkdsr_teacher.yml.",
-            'Departures: known to us by its abstract; formulas, places of the heads and all weights of 1 are '
-            'ours.',
+            'Departures: known to us by its abstract; formulas, places of the heads and all weights are ours.',
         ),
         (
             """\
@@ -162,7 +161,7 @@ hkdsr:  # student_taps: null takes 1/3, 2/3, 3/3 of the body
   fsm_weight: 1.0
   heads_weight: 1.0
   fusion_weight: 0  # T and G in equal parts; trained on G alone the fusion soon forgets T (docs/methods.md)
-  loss_weight: 1.0
+  loss_weight: 0.1
 """,
         ),
         teacher_has_heads=True,
