@@ -47,8 +47,10 @@ class HKDSRDistiller(Distiller):
     Args:
         teachers: name, name -> weight, or None for all with equal weight; every one a HierarchicalSR.
         student_taps: module paths, one per head of a teacher; None takes the ends of as many equal parts of the body.
-        acf_weight, fsm_weight, heads_weight, fusion_weight: factors of the losses.
-        loss_weight: factor of all of them; 0.1 is ours, the best of 0.1, 0.3 and 1 (docs/results.md).
+        acf_weight, heads_weight, fusion_weight: factors of the losses.
+        fsm_weight: factor of FSM, whose gradient on photographs is 25 to 30 times that of a mean of absolute
+            differences: at 1 it outweighs all others, and the student suffers (docs/results.md).
+        loss_weight: factor of all of them.
 
     Raises ValueError for a teacher without heads, for teachers whose numbers of heads differ or do not match
     ``student_taps``, and for a tap that is not of the size of LQ.
@@ -59,10 +61,10 @@ class HKDSRDistiller(Distiller):
         teachers: Teachers = None,
         student_taps: Sequence[str] | None = None,
         acf_weight: float = 1.0,
-        fsm_weight: float = 1.0,
+        fsm_weight: float = 0.01,
         heads_weight: float = 1.0,
         fusion_weight: float = 1.0,
-        loss_weight: float = 0.1,
+        loss_weight: float = 1.0,
     ) -> None:
         super().__init__(loss_weight)
         self.choice, self.student_taps = teachers, tuple(student_taps or ())

@@ -158,10 +158,10 @@ hkdsr:  # student_taps: null takes 1/3, 2/3, 3/3 of the body
   teachers: {teacher}
   student_taps: ~
   acf_weight: 1.0
-  fsm_weight: 1.0
+  fsm_weight: 0.01  # at 1 it outweighs the others
   heads_weight: 1.0
   fusion_weight: 0  # T and G in equal parts; trained on G alone the fusion soon forgets T (docs/methods.md)
-  loss_weight: 0.1
+  loss_weight: 1.0
 """,
         ),
         teacher_has_heads=True,
