@@ -66,7 +66,9 @@ def test_the_plan_says_terms_data_and_schedule(options: Options, plan: Callable[
     assert found['optimizer'] == 'Adam lr 0.001'
     assert found['schedule'] == 'MultiStepLR milestones [100] gamma 0.5'
     assert found['average'].startswith('decay 0.9')
+    assert found['precision'] == 'fp32'
     assert 'a step' not in found
+    assert plan(options, 'train:amp=auto')['precision'] == 'auto: bf16 where the device computes in it, else fp32'
 
 
 def test_a_key_may_be_changed_for_the_check(options: Options, plan: Callable[..., dict]) -> None:

@@ -16,6 +16,7 @@ from mtkd_eval.scale_model import Run, run_seconds
 Rows = list[tuple[str, ...]]
 TIMED_STEPS = 3
 LONGEST = 60
+PRECISIONS = {None: 'fp32', 'auto': 'auto: bf16 where the device computes in it, else fp32'}
 
 
 def text_of(sections: Mapping[str, Rows]) -> str:
@@ -151,7 +152,7 @@ def _training(opt: Mapping[str, Any]) -> Rows:
         ('iterations', str(int(train['total_iter']))),
         ('optimizer', _said(train['optim_g'])),
         ('schedule', _said(train['scheduler'])),
-        ('precision', train.get('amp') or 'fp32'),
+        ('precision', PRECISIONS.get(train.get('amp'), train.get('amp'))),
         ('average', f'decay {decay:g}' if decay else 'none', left_of_start(opt)),
     ]
 
