@@ -131,7 +131,10 @@ def test_a_study_runs_is_resumed_and_written_up(
     monkeypatch.setattr(running, 'call', measured)
     sets = ['--set', f'other={data}/val/GT,{data}/val/LRbicx4']
     command += sets
-    assert main(command) == 0
+    threads = {each['run']: (each['threads'], each['jobs']) for each in study['results']}
+    assert main([*command, '--jobs', '2', '--threads', '7']) == 0
+    measured_again = json.loads((out / 'study.json').read_text())['results']
+    assert {each['run']: (each['threads'], each['jobs']) for each in measured_again} == threads  # of the training
     # caches are looked at for it; their times are those of making them
     assert json.loads((out / 'study.json').read_text())['cache_seconds'] == study['cache_seconds']
     assert len(calls) == 7  # the aggregator, three runs, one at equal time, a teacher and the target

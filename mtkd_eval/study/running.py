@@ -183,11 +183,19 @@ class Study:
         result = {
             'run': run.name, 'digest': run.digest(), 'student': run.student, 'method': run.method, 'seed': run.seed,
             'clock': run.clock, 'iterations': run.iterations, 'step_seconds': step_seconds(experiment, run.iterations),
-            'threads': self.threads or torch.get_num_threads(), 'jobs': self.jobs, 'test_sets': self.test_sets,
+            **self._side_by_side(run), 'test_sets': self.test_sets,
             'trained_on': trained_on(experiment), **json.loads(raw.read_text()),
         }  # fmt: skip
         self.keep_result(run, result)
         raw.unlink()
+
+    def _side_by_side(self, run: Run) -> dict[str, int]:
+        """Threads and jobs of a run's training: those of now, or, where it is only measured again, those it had."""
+        path = self.result_file(run)
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        if before.get('digest') == run.digest():
+            return {key: before[key] for key in ('threads', 'jobs') if key in before}
+        return {'threads': self.threads or torch.get_num_threads(), 'jobs': self.jobs}
 
     def keep_result(self, run: Run, result: Mapping[str, Any]) -> None:
         """Keep what a finished run measured, with the digest of what it was trained with."""
