@@ -82,7 +82,8 @@ class HierarchicalSR(nn.Module):
             self(torch.zeros(1, 3, side, side))
         widths = [lq_map(features[path], side, side, self.window).shape[1] for path in self.taps]
         self.heads = nn.ModuleList(UpsamplingHead(channels, upscale, self.network) for channels in widths)
-        self.network.requires_grad_(not frozen)
+        if frozen:
+            self.network.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> 'HierarchicalSR':

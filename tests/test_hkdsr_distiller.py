@@ -124,6 +124,7 @@ def test_images_begin_in_the_range_of_images_whatever_the_range_inside(name: str
     for image in network.forward_all(lq)[1]:
         assert 0.2 < image.mean() < 0.7
         assert image.abs().max() < 5
+        assert (image - upsampled(lq, 4)).abs().max() < 5
     head = network.heads[0]
     head[0].weight.data.zero_()
     head[0].bias.data.fill_(network.network.img_range)

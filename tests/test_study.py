@@ -146,6 +146,9 @@ def test_a_study_runs_is_resumed_and_written_up(
     assert 'than now: edsr-mtkd-seed3: repeat them with --redo-stale' in capsys.readouterr().err
     assert main([str(grid), '--out', str(out), *sets, '--list']) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['done', 'done', 'stale', 'done']
+    assert main([str(grid), '--out', str(out), *sets, '--report']) == 0
+    written_up = json.loads((out / 'study.json').read_text())['results']
+    assert {each['method'] for each in written_up} == {'scratch', 'kd'}
     calls.clear()
     assert main([*command, '--redo-stale']) == 0
     assert [arguments[0] for arguments in calls] == ['--train']

@@ -16,7 +16,7 @@ from mtkd_eval.scale_model import Run, run_seconds
 Rows = list[tuple[str, ...]]
 TIMED_STEPS = 3
 LONGEST = 60
-PRECISIONS = {None: 'fp32', 'auto': 'auto: bf16 where the device computes in it, else fp32'}
+AUTO = 'auto: bf16 where the device computes in it, else fp32'
 
 
 def text_of(sections: Mapping[str, Rows]) -> str:
@@ -147,12 +147,12 @@ def _epochs(dataset: Mapping[str, Any], images: int, total: int) -> str:
 
 def _training(opt: Mapping[str, Any]) -> Rows:
     train = opt['train']
-    decay = train.get('ema_decay') or 0
+    decay, precision = train.get('ema_decay') or 0, train.get('amp') or 'fp32'
     return [
         ('iterations', str(int(train['total_iter']))),
         ('optimizer', _said(train['optim_g'])),
         ('schedule', _said(train['scheduler'])),
-        ('precision', PRECISIONS.get(train.get('amp'), train.get('amp'))),
+        ('precision', AUTO if precision == 'auto' else precision),
         ('average', f'decay {decay:g}' if decay else 'none', left_of_start(opt)),
     ]
 

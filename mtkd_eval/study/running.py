@@ -90,10 +90,14 @@ class Study:
 
     def result_of(self, run: Run) -> dict[str, Any] | None:
         """What a finished run measured on the test sets; None while it has not, or of other options than these."""
+        result = self._kept(run)
+        return result if result and result['test_sets'] == self.test_sets else None
+
+    def _kept(self, run: Run) -> dict[str, Any] | None:
+        """The result of a run with these options, on whatever test sets it was measured."""
         path = self.result_file(run)
         result = json.loads(path.read_text()) if path.is_file() else None
-        current = result and result['test_sets'] == self.test_sets and result['digest'] == run.digest()
-        return result if current else None
+        return result if result and result['digest'] == run.digest() else None
 
     def is_begun(self, run: Run) -> bool:
         """Whether anything is there of a run, finished or not."""
@@ -191,11 +195,9 @@ class Study:
 
     def _side_by_side(self, run: Run) -> dict[str, int]:
         """Threads and jobs of a run's training: those of now, or, where it is only measured again, those it had."""
-        path = self.result_file(run)
-        before = json.loads(path.read_text()) if path.is_file() else {}
-        if before.get('digest') == run.digest():
-            return {key: before[key] for key in ('threads', 'jobs') if key in before}
-        return {'threads': self.threads or torch.get_num_threads(), 'jobs': self.jobs}
+        of_now = {'threads': self.threads or torch.get_num_threads(), 'jobs': self.jobs}
+        before = self._kept(run) or of_now
+        return {key: before[key] for key in of_now if key in before}
 
     def keep_result(self, run: Run, result: Mapping[str, Any]) -> None:
         """Keep what a finished run measured, with the digest of what it was trained with."""
